@@ -1,0 +1,42 @@
+.DEFAULT_GOAL := help
+.PHONY: help install run test check lint format lock clean
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+MINUTE ?= 60
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+install: .venv/installed ## make .venv, with everything for running and testing
+
+.venv/installed: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt
+	@touch $@
+
+run: install ## start everything, with demo members; MINUTE=1 makes a minute last a second
+	@exec $(BIN)/python -m dev.run --minute-seconds $(MINUTE)
+
+test: install ## run the tests, in parallel, on embedded servers
+	$(BIN)/python -m pytest -n auto -q
+
+check: install lint test ## everything that CI runs
+
+lint: install ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## format, and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## pin the ranges of setup.cfg to exact versions, with hashes
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes setup.cfg -o requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra embedded --extra dev -c requirements.txt setup.cfg -o requirements-dev.txt
+
+clean: ## forget the demo's state and the virtual environment
+	rm -rf .state .venv

@@ -1,0 +1,93 @@
+"""After Hours Mode for dating apps: a member goes live at one place for a while, and then is gone, by itself, on time."""
+
+import os
+import time
+import weakref
+from uuid import uuid4
+
+import structlog
+from flask import Flask, Response, g, request
+
+from afterhours_service import errors, health, log, queue
+from afterhours_service.blueprint import after_hours
+from afterhours_service.cli import after_hours as commands
+from afterhours_service.config import Settings
+from afterhours_service.extensions import api, db, migrate
+
+logger = log.get_logger(__name__)
+
+MAX_BODY_BYTES = 64 * 1024
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Join the parts into an app.
+
+    settings: the process's environment, when left out. Raises SettingsError.
+    """
+    settings = settings or Settings.from_environ()
+    log.configure(settings.log_level)
+    app = Flask(__name__)
+    app.config.update(
+        API_TITLE="After Hours",
+        API_VERSION="1",
+        OPENAPI_VERSION="3.1.0",
+        MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS={
+            "pool_pre_ping": True,
+            "pool_timeout": 2,
+            # An error's text is logged; where a member is must not be in it.
+            "hide_parameters": True,
+            "connect_args": {
+                "connect_timeout": 3,
+                "application_name": "after-hours",
+                "options": "-c statement_timeout=5s -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s",
+            },
+        },
+    )
+    app.extensions["after_hours_settings"] = settings
+    db.init_app(app)
+    migrate.init_app(app, db, compare_type=True)
+    queue.init_app(app, settings)
+    _log_requests(app)
+    api.init_app(app)
+    api.register_blueprint(after_hours)
+    app.register_blueprint(health.blueprint)
+    app.cli.add_command(commands)
+    errors.init_app(app)  # after flask-smorest, whose own handler drops headers
+    _dispose_in_children(app)
+    return app
+
+
+def _log_requests(app: Flask) -> None:
+    @app.before_request
+    def begin() -> None:
+        given = request.headers.get("X-Request-ID", "")
+        g.started, g.request_id = time.perf_counter(), given if log.REQUEST_ID.fullmatch(given) else uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        response.headers["X-Request-ID"] = g.request_id
+        logger.info(
+            "request",
+            method=request.method,
+            route=request.url_rule.rule if request.url_rule else None,  # a path may hold anything
+            status=response.status_code,
+            code=g.get("error_code"),
+            ms=round((time.perf_counter() - g.started) * 1000, 1),
+        )
+        return response
+
+
+def _dispose_in_children(app: Flask) -> None:
+    """Let a forked child open database connections of its own: two processes must not talk over one."""
+    reference = weakref.ref(app)
+
+    def dispose() -> None:
+        if parent := reference():
+            with parent.app_context():
+                db.engine.dispose(close=False)
+
+    os.register_at_fork(after_in_child=dispose)

@@ -1,0 +1,72 @@
+"""The gate: who asks, and may they? It fails closed."""
+
+from typing import Any
+
+import jwt
+from flask import g, request
+from sqlalchemy.exc import SQLAlchemyError
+
+from afterhours_service import errors
+from afterhours_service.config import Settings
+from afterhours_service.extensions import current_settings, db
+from afterhours_service.host import standing
+from afterhours_service.log import get_logger
+from afterhours_service.schemas import is_storable
+
+logger = get_logger(__name__)
+
+MEMBER_ID_LENGTH = 255
+
+
+def current_member_id() -> str:
+    """Return the id of the member who passed the gate."""
+    member_id: str = g.member_id
+    return member_id
+
+
+def gate() -> None:
+    """Let the request pass only for a premium, verified, consenting member with a good token.
+
+    Raises the catalogue's 401, 403 and 503 failures.
+    """
+    g.member_id = member_of(request.headers.get("Authorization"), current_settings())
+    try:
+        member = standing(g.member_id)
+    except SQLAlchemyError as error:
+        db.session.rollback()
+        logger.warning("the gate could not ask the database", error=type(error).__name__)
+        raise errors.AuthUnavailable from error
+    if not member.premium:
+        raise errors.PremiumRequired
+    if not member.verified:
+        raise errors.VerificationRequired
+    if not member.consented:
+        raise errors.ConsentRequired
+
+
+def member_of(authorization: str | None, settings: Settings) -> str:
+    """Return the member id in an Authorization header.
+
+    The algorithm is the configured one, whatever the token says. Raises AuthRequired, TokenExpired or TokenInvalid.
+    """
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise errors.AuthRequired
+    try:
+        claims: dict[str, Any] = jwt.decode(
+            token.strip(),
+            settings.jwt_key,
+            algorithms=[settings.jwt_algorithm],
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            # iat is no promise about time, and the host's clock may be a second ahead of ours.
+            options={"require": ["exp"], "verify_aud": settings.jwt_audience is not None, "verify_iat": False},
+        )
+    except jwt.ExpiredSignatureError as error:
+        raise errors.TokenExpired from error
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
+        raise errors.TokenInvalid from error
+    member_id = claims.get("userId", claims.get("sub"))
+    if not isinstance(member_id, str) or not 1 <= len(member_id) <= MEMBER_ID_LENGTH or not is_storable(member_id):
+        raise errors.TokenInvalid
+    return member_id

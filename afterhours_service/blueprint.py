@@ -1,0 +1,9 @@
+"""The after-hours blueprint: its prefix, the gate before every route, the features' routes."""
+
+from afterhours_service import access
+from afterhours_service.schemas import Blueprint
+from afterhours_service.sessions.routes import blueprint as sessions
+
+after_hours = Blueprint("after_hours", __name__, url_prefix="/api/after-hours")
+after_hours.before_request(access.gate)
+after_hours.register_blueprint(sessions)

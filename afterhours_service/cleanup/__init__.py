@@ -1,0 +1,1 @@
+"""The nightly cleanup: what has served its time is deleted."""

@@ -1,0 +1,27 @@
+"""The cleanup by hand."""
+
+import sys
+
+import click
+from flask.cli import with_appcontext
+
+from afterhours_service.cleanup import service
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only count what would be ended and deleted.")
+@with_appcontext
+def cleanup(dry_run: bool) -> None:
+    """End overdue sessions and delete what has served its time."""
+    pending = service.pending()
+    if dry_run:
+        _print(pending, "would be worked off")
+        return
+    with click.progressbar(length=sum(pending.values()), label="cleaning up", hidden=not sys.stderr.isatty(), file=sys.stderr) as bar:
+        counts, _ = service.run(progress=lambda _step, rows: bar.update(rows))
+    _print(counts, "worked off")
+
+
+def _print(counts: dict[str, int], what: str) -> None:
+    for step, rows in counts.items():
+        click.echo(f"{step.replace('_', ' '):<20} {rows:>9} {what}")

@@ -1,0 +1,140 @@
+"""Settings: read from the environment once, checked as a whole, never changed."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Self
+from urllib.parse import urlsplit
+
+from crontab import CronTab
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from environs import Env, EnvValidationError, ValidationError
+
+SECRET_BYTES = 32  # RFC 7518, section 3.2: an HS256 key is at least as long as its hash
+
+
+class SettingsError(Exception):
+    """The environment is not usable; the message names every problem."""
+
+    def __init__(self, problems: dict[str, list[str]]) -> None:
+        self.problems = problems
+        lines = [f"  {name}: {' '.join(messages)}" for name, messages in sorted(problems.items())]
+        super().__init__("\n".join(["the settings are not usable:", *lines]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the environment says, with its defaults."""
+
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+    jwt_key: str = field(repr=False)
+    jwt_algorithm: str
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    minute_seconds: int = 60
+    retention_days: int = 7
+    cleanup_cron: str = "0 4 * * *"
+    log_level: str = "INFO"
+
+    @classmethod
+    def from_environ(cls) -> Self:
+        """Read the process's environment.
+
+        Raises SettingsError with every missing or malformed variable.
+        """
+        env = Env(eager=False)
+        problems: dict[str, list[str]] = {}
+        database_url = env.str("DATABASE_URL", validate=_is_postgresql_url)
+        redis_url = env.str("REDIS_URL", "redis://localhost:6379/0", validate=_is_redis_url)
+        secret = env.str("JWT_SECRET", "", validate=_is_long_enough)
+        public_key = env.str("JWT_PUBLIC_KEY", "").replace("\\n", "\n")
+        issuer, audience = env.str("JWT_ISSUER", ""), env.str("JWT_AUDIENCE", "")
+        production = env.str("APP_ENV", "development") == "production"
+        minute_seconds = env.int("AFTER_HOURS_MINUTE_SECONDS", 60, validate=_at_least_one)
+        retention_days = env.int("AFTER_HOURS_RETENTION_DAYS", 7, validate=_at_least_one)
+        cleanup_cron = env.str("AFTER_HOURS_CLEANUP_CRON", "0 4 * * *", validate=_is_cron)
+        log_level = env.str("LOG_LEVEL", "INFO", validate=_is_log_level)
+        try:
+            env.seal()
+        except EnvValidationError as error:
+            problems.update({name: [str(m) for m in messages] for name, messages in dict(error.error_messages).items()})
+        if production and minute_seconds not in {60, None}:
+            problems.setdefault("AFTER_HOURS_MINUTE_SECONDS", []).append("Must be 60 when APP_ENV is production.")
+        algorithm = "HS256"
+        if public_key:
+            try:
+                algorithm = _algorithm_of(public_key)
+            except ValueError as error:
+                problems["JWT_PUBLIC_KEY"] = [str(error)]
+        elif not secret and "JWT_SECRET" not in problems:
+            problems["JWT_SECRET"] = ["Environment variable not set (nor JWT_PUBLIC_KEY)."]
+        if problems:
+            raise SettingsError(problems)
+        return cls(
+            database_url=_for_psycopg2(database_url),
+            redis_url=redis_url,
+            jwt_key=public_key or secret,
+            jwt_algorithm=algorithm,
+            jwt_issuer=issuer or None,
+            jwt_audience=audience or None,
+            minute_seconds=minute_seconds,
+            retention_days=retention_days,
+            cleanup_cron=cleanup_cron,
+            log_level=log_level.upper(),
+        )
+
+
+def _for_psycopg2(url: str) -> str:
+    # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3.
+    return re.sub(r"^postgres(ql)?(\+psycopg2)?://", "postgresql+psycopg2://", url)
+
+
+def _is_postgresql_url(value: str) -> None:
+    if not re.match(r"postgres(ql)?(\+psycopg2)?://.", value):
+        raise ValidationError("Not a PostgreSQL URL (postgresql://…).")
+
+
+def _is_redis_url(value: str) -> None:
+    parts = urlsplit(value)
+    if parts.scheme not in {"redis", "rediss", "unix"} or not (parts.netloc or parts.path.strip("/")):
+        raise ValidationError("Not a Redis URL (redis://, rediss:// or unix://).")
+
+
+def _is_long_enough(value: str) -> None:
+    if value and len(value.encode()) < SECRET_BYTES:
+        raise ValidationError(f"Shorter than {SECRET_BYTES} bytes.")
+
+
+def _at_least_one(value: int) -> None:
+    if value < 1:
+        raise ValidationError("Must be at least 1.")
+
+
+def _is_cron(value: str) -> None:
+    try:
+        CronTab(value)
+    except ValueError as error:
+        raise ValidationError(f"Not a cron line: {error}") from error
+
+
+def _is_log_level(value: str) -> None:
+    if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
+        raise ValidationError("Not one of DEBUG, INFO, WARNING, ERROR, CRITICAL.")
+
+
+def _algorithm_of(pem: str) -> str:
+    """Return the one algorithm that a public key is for.
+
+    Raises ValueError for anything but an RSA key of 2048 bits or more, or an EC key on P-256.
+    """
+    try:
+        key = load_pem_public_key(pem.encode())
+    except Exception as error:
+        raise ValueError("Not a PEM public key.") from error
+    if isinstance(key, RSAPublicKey) and key.key_size >= 2048:
+        return "RS256"
+    if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+        return "ES256"
+    raise ValueError("Neither RSA of at least 2048 bits (RS256) nor EC on P-256 (ES256).")

@@ -1,0 +1,1 @@
+"""Who is near, and who would rather not be seen."""

@@ -1,0 +1,35 @@
+"""The Flask extensions, made once, joined to an app in create_app."""
+
+from typing import cast
+
+from flask import current_app
+from flask_migrate import Migrate
+from flask_smorest import Api
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import MetaData
+from sqlalchemy.orm import DeclarativeBase
+
+from afterhours_service.config import Settings
+
+
+class Base(DeclarativeBase):
+    """Names constraints as PostgreSQL does by itself, so that adopted tables and ours have the same."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_name)s_fkey",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+        }
+    )
+
+
+db = SQLAlchemy(model_class=Base)
+migrate = Migrate(directory="alembic")
+api = Api()
+
+
+def current_settings() -> Settings:
+    """Return the settings of the current app."""
+    return cast("Settings", current_app.extensions["after_hours_settings"])

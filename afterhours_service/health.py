@@ -1,0 +1,64 @@
+"""Is the process there, and can it work? Outside the gate, for load balancers."""
+
+from pathlib import Path
+from typing import Any
+
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from flask import Blueprint
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from afterhours_service.extensions import db
+from afterhours_service.queue import current_redis
+
+blueprint = Blueprint("health", __name__)
+
+SCRIPTS = Path(__file__).parent.parent / "alembic"
+VERSION_TABLE = "after_hours_alembic_version"
+
+
+@blueprint.get("/healthz")
+def healthz() -> dict[str, Any]:
+    """Answer, if the process does."""
+    return {"success": True, "status": "ok"}
+
+
+@blueprint.get("/readyz")
+def readyz() -> tuple[dict[str, Any], int]:
+    """Tell of the database, the schema's version and Redis; only the first two are needed to serve."""
+    schema = _schema()
+    redis = _redis()
+    usable = schema in {"ok", "newer"}
+    status = "unavailable" if not usable else "ok" if redis == "ok" else "degraded"
+    database = "unavailable" if schema == "unknown" else "ok"
+    body = {"success": usable, "status": status, "database": database, "schema": schema, "redis": redis}
+    if not usable:
+        body |= {"error": "The service cannot serve requests.", "code": "NOT_READY"}
+    return body, 200 if usable else 503
+
+
+def _schema() -> str:
+    """Compare the database's revision with the code's; a newer one comes from a release that is being rolled out."""
+    scripts = ScriptDirectory(str(SCRIPTS))
+    try:
+        revision = db.session.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
+    except SQLAlchemyError as error:
+        db.session.rollback()
+        missing = getattr(error, "orig", None) is not None and getattr(error.orig, "pgcode", None) == "42P01"  # type: ignore[attr-defined]
+        return "behind" if missing else "unknown"
+    if revision in scripts.get_heads():
+        return "ok"
+    try:
+        return "behind" if revision is None or scripts.get_revision(revision) else "newer"
+    except CommandError:
+        return "newer"
+
+
+def _redis() -> str:
+    try:
+        current_redis().ping()
+    except RedisError:
+        return "unavailable"
+    return "ok"

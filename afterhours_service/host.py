@@ -1,0 +1,82 @@
+"""The host application's tables, read and never written."""
+
+import uuid
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import ForeignKey, Integer, String, Text, exists, func, or_, select, text
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.orm import Mapped, mapped_column
+
+from afterhours_service.extensions import Base, db
+
+Timestamp = TIMESTAMP(timezone=True)
+
+
+class User(Base):
+    """A member, as the host knows them."""
+
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    provider: Mapped[str] = mapped_column(String(50))
+    email: Mapped[str | None] = mapped_column(String(255))
+    id_verified: Mapped[bool | None] = mapped_column(server_default=text("false"))
+    after_hours_consent: Mapped[bool | None] = mapped_column(server_default=text("false"))
+    after_hours_consent_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+
+
+class MainProfile(Base):
+    """The profile that a member shows by day."""
+
+    __tablename__ = "profiles"
+
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(255))
+    age: Mapped[int | None] = mapped_column(Integer)
+    gender: Mapped[str | None] = mapped_column(String(50))
+    sexual_preference: Mapped[str | None] = mapped_column(String(50))
+
+
+class Subscription(Base):
+    """A purchase of premium; `expires_at` is null for a lifetime's."""
+
+    __tablename__ = "user_subscriptions"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), index=True)
+    is_active: Mapped[bool] = mapped_column(server_default=text("false"))
+    product_id: Mapped[str | None] = mapped_column(Text)
+    expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+
+
+class Standing(NamedTuple):
+    """What the gate wants to know of a member, in the order it asks."""
+
+    premium: bool
+    verified: bool
+    consented: bool
+
+
+_MEMBER = text("SELECT CAST(:member_id AS varchar) AS id").columns(id=String).subquery("member")
+_STANDING = (
+    select(
+        exists().where(
+            Subscription.user_id == _MEMBER.c.id,
+            Subscription.is_active,
+            or_(Subscription.expires_at.is_(None), Subscription.expires_at > func.now()),
+        ),
+        User.id_verified,
+        User.after_hours_consent,
+    )
+    .select_from(_MEMBER)
+    .outerjoin(User, User.id == _MEMBER.c.id)
+)
+
+
+def standing(member_id: str) -> Standing:
+    """Return the member's standing, in one query; nobody's is all false."""
+    premium, verified, consented = db.session.execute(_STANDING, {"member_id": member_id}).one()
+    return Standing(premium, verified is True, consented is True)

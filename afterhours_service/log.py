@@ -1,0 +1,65 @@
+"""Structured logs: one JSON object a line on standard error, each with the request's id where there is one."""
+
+import logging
+import re
+import sys
+from typing import Any, cast
+
+import structlog
+from structlog.types import EventDict, Processor
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# PostgreSQL tells the whole row of a violated CHECK, and psycopg2 repeats it.
+_ROW_DETAIL = re.compile(r"^DETAIL:.*$", re.MULTILINE)
+
+
+def configure(level: str) -> None:
+    """Send the process's logs, ours and the libraries', through one JSON renderer.
+
+    level: a name of the logging module's, such as INFO.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _without_row_details,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    for ours in [h for h in root.handlers if isinstance(h.formatter, structlog.stdlib.ProcessorFormatter)]:
+        root.removeHandler(ours)
+    root.addHandler(handler)
+    root.setLevel(level)
+    for noisy in ("rq.worker", "rq.job", "alembic.runtime.migration"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """Return a structured logger; `name` is the module's."""
+    return cast("structlog.stdlib.BoundLogger", structlog.get_logger(name))
+
+
+def _without_row_details(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    for key, value in event.items():
+        if isinstance(value, str) and "DETAIL:" in value:
+            event[key] = _ROW_DETAIL.sub("DETAIL: (left out)", value)
+    return event

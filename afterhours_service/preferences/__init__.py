@@ -1,0 +1,1 @@
+"""Whom a member would like to meet."""

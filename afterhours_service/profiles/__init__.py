@@ -1,0 +1,1 @@
+"""The After Hours profile, without which nobody goes live."""

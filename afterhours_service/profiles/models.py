@@ -1,0 +1,21 @@
+"""The table of After Hours profiles."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, String, Text, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from afterhours_service.extensions import Base
+from afterhours_service.host import Timestamp, User
+
+
+class AfterHoursProfile(Base):
+    """What a member shows at night; `photo_url` holds an object key, never a URL."""
+
+    __tablename__ = "after_hours_profiles"
+
+    user_id: Mapped[str] = mapped_column(String(255), ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
+    photo_url: Mapped[str | None] = mapped_column(Text)
+    description: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+    updated_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())

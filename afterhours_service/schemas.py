@@ -1,0 +1,107 @@
+"""What every schema shares: camelCase names, unknown fields refused, the envelope, and fields that take nothing for granted."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import marshmallow as ma
+from flask import Request
+from flask_smorest import Blueprint as SmorestBlueprint
+from marshmallow import fields
+from webargs.flaskparser import FlaskParser
+
+from afterhours_service.errors import ValidationFailed
+
+
+class StrictParser(FlaskParser):
+    """Reads JSON bodies only, and tells every problem in our own envelope."""
+
+    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {"query": ma.RAISE, "json": ma.RAISE}
+
+    def load_json(self, req: Request, schema: ma.Schema) -> Any:
+        """Return the parsed body.
+
+        Raises ValidationFailed when it is declared as something else, or is no JSON object.
+        """
+        if not req.is_json:
+            raise ValidationFailed.from_messages("Send a JSON object with Content-Type: application/json.")
+        try:
+            body = super().load_json(req, schema)
+        except RecursionError:
+            body = None
+        if not isinstance(body, dict):
+            raise ValidationFailed.from_messages("Not a JSON object.")
+        return body
+
+    def handle_error(self, error: ma.ValidationError, *_: Any, **__: Any) -> NoReturn:
+        """Raise ValidationFailed with a line per field."""
+        messages = error.normalized_messages()
+        raise ValidationFailed.from_messages(next(iter(messages.values())) if len(messages) == 1 else messages)
+
+    def _handle_invalid_json_error(self, *_: Any, **__: Any) -> NoReturn:
+        raise ValidationFailed.from_messages("Not valid JSON.")
+
+
+class Blueprint(SmorestBlueprint):
+    """flask-smorest's, with our parser; it answers 400 where webargs would answer 422."""
+
+    ARGUMENTS_PARSER = StrictParser()
+    ARGUMENTS_PARSER.DEFAULT_VALIDATION_STATUS = 400
+
+
+class CamelCaseSchema(ma.Schema):
+    """snake_case in Python, camelCase in JSON; unknown fields are refused."""
+
+    class Meta:
+        """Refuse what we do not know."""
+
+        unknown = ma.RAISE
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        """Name the field as clients do."""
+        first, *rest = field_name.split("_")
+        field_obj.data_key = field_obj.data_key or first + "".join(word.title() for word in rest)
+
+
+def envelope(**parts: fields.Field[Any]) -> type[ma.Schema]:
+    """Return the schema of a success: `{"success": true, …parts}`."""
+    return CamelCaseSchema.from_dict({"success": fields.Constant(True), **parts}, name="Envelope")
+
+
+class StrictFloat(fields.Float):
+    """A finite JSON number; a numeral in a string is none."""
+
+    def _validated(self, value: Any) -> float:
+        if not isinstance(value, int | float):
+            raise self.make_error("invalid", input=value)
+        return super()._validated(value)
+
+
+class SafeString(fields.String):
+    """Text that PostgreSQL can hold: no NUL, no lone surrogate."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        text: str = super()._deserialize(value, attr, data, **kwargs)
+        if not is_storable(text):
+            raise self.make_error("invalid_utf8")
+        return text
+
+
+def is_storable(text: str) -> bool:
+    """Tell whether PostgreSQL can hold the text: no NUL, no lone surrogate."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+class UtcDateTime(fields.Field[datetime]):
+    """An aware datetime, written with milliseconds and Z."""
+
+    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return None if value is None else isoformat(value)
+
+
+def isoformat(moment: datetime) -> str:
+    """Write an aware datetime as clients read it: ISO 8601 in UTC, milliseconds, Z."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

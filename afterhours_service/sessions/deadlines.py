@@ -1,0 +1,101 @@
+"""Which seconds a session needs a timer for, and how the timers follow the sessions.
+
+A timer belongs to a whole second of the clock, not to a session: it means "do what is due by now". Sessions that share
+a second share its timer, arming twice changes nothing, and no timer can end a session early. The idea is the timing
+wheel's (Varghese and Lauck, SOSP 1987).
+"""
+
+import math
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+from redis.client import Pipeline
+from sqlalchemy.exc import SQLAlchemyError
+
+from afterhours_service.extensions import current_settings, db
+from afterhours_service.log import get_logger
+from afterhours_service.queue import after_commit, current_redis, is_redis_away
+from afterhours_service.sessions import queries, rules
+from afterhours_service.timers import Timer, arm_timer, armed_timers, disarm_timer
+
+logger = get_logger(__name__)
+
+PREFIX = "session-timer-"
+
+
+def arm(trip: "Pipeline[Any]", expires_at: datetime) -> None:
+    """Arm the timers of the expiry and of the warning before it."""
+    for second in _seconds(expires_at):
+        arm_timer(trip, _timer(second))
+
+
+def disarm(trip: "Pipeline[Any]", expires_at: datetime) -> None:
+    """Cancel the timers of an expiry that no longer stands; `restore` must follow the trip."""
+    for second in _seconds(expires_at):
+        disarm_timer(trip, _timer(second).id)
+
+
+def restore(expires_at: datetime) -> None:
+    """Arm again what `disarm` took from other sessions.
+
+    First cancelled, then asked: in this order no interleaving with another start loses a timer.
+    """
+    if is_redis_away():
+        return
+    try:
+        needed = queries.needed_seconds(_seconds(expires_at), warning_lead())
+    except SQLAlchemyError as error:
+        logger.warning("timers left to the reconciliation", error=type(error).__name__)
+        db.session.rollback()
+        return
+    _arm_all(needed)
+
+
+def reconcile() -> int:
+    """Arm the timers of active sessions that Redis lacks, and return how many those were.
+
+    Raises RedisError when Redis is away.
+    """
+    now = queries.now().timestamp()
+    expiries = queries.expiry_seconds()
+    lead = warning_lead().total_seconds()
+    expected = expiries | {second - int(lead) for second in expiries if second - lead > now}
+    armed = armed_timers(current_redis(), PREFIX)
+    missing = [second for second in expected if _timer(second).id not in armed]
+    _arm_all(missing)
+    return len(missing)
+
+
+def arm_again_if_early(second: int) -> None:
+    """Arm a second try when the timer of `second` came before the database's clock did.
+
+    Under another id: the end of the job that is running deletes the hash of its own.
+    """
+    early = math.ceil(second - queries.now().timestamp())
+    if early > 0:
+        at = math.ceil(datetime.now().astimezone().timestamp()) + early
+        with after_commit() as trip:
+            arm_timer(trip, Timer(f"{PREFIX}{second}-at-{at}", at, _FUNCTION, (second,)))
+
+
+def warning_lead() -> timedelta:
+    """Return how long before the expiry a member is warned."""
+    return rules.length(rules.WARNING_MINUTES, current_settings().minute_seconds)
+
+
+_FUNCTION = "afterhours_service.sessions.jobs.session_timer"
+
+
+def _timer(second: int) -> Timer:
+    return Timer(f"{PREFIX}{second}", second, _FUNCTION, (second,))
+
+
+def _seconds(expires_at: datetime) -> tuple[int, int]:
+    return rules.warning_second(expires_at, current_settings().minute_seconds), rules.expiry_second(expires_at)
+
+
+def _arm_all(seconds: Iterable[int]) -> None:
+    with after_commit() as trip:
+        for second in seconds:
+            arm_timer(trip, _timer(second))

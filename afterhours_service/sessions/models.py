@@ -1,0 +1,62 @@
+"""The tables of sessions and of the devices they were started from."""
+
+import uuid
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Numeric, String, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from afterhours_service.extensions import Base
+from afterhours_service.host import Timestamp, User
+
+LATITUDE = Numeric(10, 8)
+LONGITUDE = Numeric(11, 8)
+
+
+class AfterHoursSession(Base):
+    """A member's presence at one place, from `started_at` until `expires_at`, or until they end it.
+
+    Active means `ended_at IS NULL AND expires_at > now()`. A session that ran out has `ended_at = expires_at`.
+    """
+
+    __tablename__ = "after_hours_sessions"
+    __table_args__ = (
+        CheckConstraint("expires_at > started_at", "expires_after_start"),
+        CheckConstraint("latitude BETWEEN -90 AND 90 AND longitude BETWEEN -180 AND 180", "location"),
+        CheckConstraint("fuzzed_latitude BETWEEN -90 AND 90 AND fuzzed_longitude BETWEEN -180 AND 180", "fuzzed_location"),
+        Index("idx_after_hours_sessions_active_user", "user_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+        Index("idx_after_hours_sessions_expires", "expires_at", postgresql_where=text("ended_at IS NULL")),
+        Index("idx_after_hours_sessions_ended", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    user_id: Mapped[str] = mapped_column(String(255), ForeignKey(User.id, ondelete="CASCADE"))
+    started_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+    expires_at: Mapped[datetime] = mapped_column(Timestamp)
+    ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # The moment of the warning for the present expires_at; an extension clears it.
+    warned_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    latitude: Mapped[Decimal] = mapped_column(LATITUDE)
+    longitude: Mapped[Decimal] = mapped_column(LONGITUDE)
+    fuzzed_latitude: Mapped[Decimal] = mapped_column(LATITUDE)
+    fuzzed_longitude: Mapped[Decimal] = mapped_column(LONGITUDE)
+    created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+
+    def __repr__(self) -> str:
+        return f"<AfterHoursSession {self.id}>"  # and never where
+
+
+class DeviceFingerprint(Base):
+    """The device that a session was started from, for the host's safety team."""
+
+    __tablename__ = "device_fingerprints"
+    __table_args__ = (Index("idx_device_fingerprints_session", "session_id"), Index("idx_device_fingerprints_user", "user_id"))
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    user_id: Mapped[str] = mapped_column(String(255), ForeignKey(User.id, ondelete="CASCADE"))
+    session_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey(AfterHoursSession.id, ondelete="SET NULL"))
+    device_id: Mapped[str | None] = mapped_column(String(255))
+    device_model: Mapped[str | None] = mapped_column(String(100))
+    platform: Mapped[str | None] = mapped_column(String(20))
+    created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.now())

@@ -1,0 +1,209 @@
+"""Every statement about sessions. None commits.
+
+The time is the database's. `clock_timestamp()` and not `now()` where a lock may have been waited for: `now()` is the
+moment the transaction began.
+"""
+
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import text
+
+from afterhours_service.extensions import db
+from afterhours_service.location import Point
+from afterhours_service.sessions import rules
+
+
+class Session(NamedTuple):
+    """A session as a use case sees it: when, and never where."""
+
+    id: uuid.UUID
+    user_id: str
+    started_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None
+    now: datetime  # the database's, when it was read
+
+    @property
+    def remaining_seconds(self) -> int:
+        """The whole seconds that were left when it was read."""
+        return rules.remaining_seconds(self.expires_at, self.now)
+
+
+_COLUMNS = "id, user_id, started_at, expires_at, ended_at, clock_timestamp() AS now"
+
+_ACTIVE = text(f"""
+    SELECT {_COLUMNS} FROM after_hours_sessions
+    WHERE user_id = :member_id AND ended_at IS NULL AND expires_at > clock_timestamp()
+""")  # noqa: S608 - a constant
+
+_END_OWN_OVERDUE = text(f"""
+    UPDATE after_hours_sessions SET ended_at = expires_at
+    WHERE user_id = :member_id AND ended_at IS NULL AND expires_at <= clock_timestamp()
+    RETURNING {_COLUMNS}
+""")  # noqa: S608
+
+# Rounded up to a whole second, so that no session is shorter than its member chose.
+_START = text(f"""
+    WITH started AS (
+        INSERT INTO after_hours_sessions
+            (user_id, started_at, expires_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
+        SELECT :member_id, now, date_trunc('second', now + :length + interval '999999 microseconds'),
+            :latitude, :longitude, :fuzzed_latitude, :fuzzed_longitude
+        FROM (SELECT statement_timestamp() AS now) AS clock
+        WHERE EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id)
+        ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
+        RETURNING {_COLUMNS}
+    ), fingerprint AS (
+        INSERT INTO device_fingerprints (user_id, session_id, device_id, device_model, platform)
+        SELECT user_id, id, :device_id, :device_model, :platform FROM started WHERE :with_device
+    )
+    SELECT * FROM started
+""")  # noqa: S608
+
+_HAS_PROFILE = text("SELECT EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id)")
+
+_END = text(f"""
+    UPDATE after_hours_sessions SET ended_at = clock_timestamp()
+    WHERE user_id = :member_id AND ended_at IS NULL AND expires_at > clock_timestamp()
+    RETURNING {_COLUMNS}
+""")  # noqa: S608
+
+_EXTEND = text(f"""
+    UPDATE after_hours_sessions
+    SET expires_at = date_trunc('second', expires_at + :length + interval '999999 microseconds'), warned_at = NULL
+    WHERE user_id = :member_id AND ended_at IS NULL AND expires_at > clock_timestamp()
+    RETURNING {_COLUMNS}
+""")  # noqa: S608
+
+# SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
+_END_DUE = text(f"""
+    UPDATE after_hours_sessions SET ended_at = expires_at
+    WHERE id = ANY (ARRAY(
+        SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= now()
+        ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING {_COLUMNS}
+""")  # noqa: S608
+
+_WARN_DUE = text(f"""
+    UPDATE after_hours_sessions SET warned_at = now()
+    WHERE id = ANY (ARRAY(
+        SELECT id FROM after_hours_sessions
+        WHERE ended_at IS NULL AND warned_at IS NULL AND expires_at > now() AND expires_at <= now() + :lead
+        ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING {_COLUMNS}
+""")  # noqa: S608
+
+_EXPIRY_SECONDS = text("""
+    SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
+    WHERE ended_at IS NULL AND expires_at > now()
+""")
+
+_NEEDED = text("""
+    SELECT second FROM unnest(CAST(:seconds AS bigint[])) AS second
+    WHERE EXISTS (
+        SELECT FROM after_hours_sessions
+        WHERE ended_at IS NULL AND expires_at > to_timestamp(second - 1) AND expires_at <= to_timestamp(second)
+    ) OR EXISTS (
+        SELECT FROM after_hours_sessions
+        WHERE ended_at IS NULL AND expires_at > to_timestamp(second - 1) + :lead AND expires_at <= to_timestamp(second) + :lead
+    )
+""")
+
+_LIST_ACTIVE = text(f"""
+    SELECT {_COLUMNS} FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > now()
+    ORDER BY expires_at, id LIMIT :limit
+""")  # noqa: S608
+
+
+def active(member_id: str) -> Session | None:
+    """Return the member's active session."""
+    return _one(_ACTIVE, member_id=member_id)
+
+
+def end_own_overdue(member_id: str) -> Session | None:
+    """End the member's session that ran out and that nobody has ended yet: it would block a new one."""
+    return _one(_END_OWN_OVERDUE, member_id=member_id)
+
+
+def start(
+    member_id: str, length: timedelta, exact: Point, blurred: Point, device: Mapping[str, str | None] | None
+) -> Session | None:
+    """Start a session and store its device; None when the member has no profile, or a session already.
+
+    Raises IntegrityError when the member is gone.
+    """
+    device = device or {}
+    return _one(
+        _START,
+        member_id=member_id,
+        length=length,
+        latitude=exact.latitude,
+        longitude=exact.longitude,
+        fuzzed_latitude=blurred.latitude,
+        fuzzed_longitude=blurred.longitude,
+        device_id=device.get("device_id"),
+        device_model=device.get("device_model"),
+        platform=device.get("platform"),
+        with_device=any(device.values()),
+    )
+
+
+def has_profile(member_id: str) -> bool:
+    """Tell whether the member has an After Hours profile."""
+    found: bool = db.session.execute(_HAS_PROFILE, {"member_id": member_id}).scalar_one()
+    return found
+
+
+def end(member_id: str) -> Session | None:
+    """End the member's active session now."""
+    return _one(_END, member_id=member_id)
+
+
+def extend(member_id: str, length: timedelta) -> Session | None:
+    """Move the expiry of the member's active session by `length`; extensions at the same time add up."""
+    return _one(_EXTEND, member_id=member_id, length=length)
+
+
+def end_due(batch: int) -> list[Session]:
+    """End up to `batch` sessions that have run out, at their expiry."""
+    return _all(_END_DUE, batch=batch)
+
+
+def warn_due(batch: int, lead: timedelta) -> list[Session]:
+    """Mark up to `batch` active sessions that have `lead` left, or less, as warned."""
+    return _all(_WARN_DUE, batch=batch, lead=lead)
+
+
+def expiry_seconds() -> set[int]:
+    """Return the seconds since the epoch, rounded up, at which active sessions expire."""
+    return set(db.session.execute(_EXPIRY_SECONDS).scalars())
+
+
+def needed_seconds(seconds: Iterable[int], lead: timedelta) -> set[int]:
+    """Return those of `seconds` at which an un-ended session expires, or has `lead` left."""
+    return set(db.session.execute(_NEEDED, {"seconds": list(seconds), "lead": lead}).scalars())
+
+
+def list_active(limit: int) -> list[Session]:
+    """Return up to `limit` active sessions, the next to expire first."""
+    return _all(_LIST_ACTIVE, limit=limit)
+
+
+def now() -> datetime:
+    """Return the database's time."""
+    moment: datetime = db.session.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return moment
+
+
+def _one(statement: Any, **parameters: Any) -> Session | None:
+    row = db.session.execute(statement, parameters).one_or_none()
+    return Session(*row) if row else None
+
+
+def _all(statement: Any, **parameters: Any) -> list[Session]:
+    return [Session(*row) for row in db.session.execute(statement, parameters)]

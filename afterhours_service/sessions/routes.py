@@ -1,0 +1,45 @@
+"""The life of a session over HTTP."""
+
+from typing import Any
+
+from afterhours_service.access import current_member_id
+from afterhours_service.location import Point
+from afterhours_service.schemas import Blueprint
+from afterhours_service.sessions import schemas, service
+
+blueprint = Blueprint("sessions", __name__, url_prefix="/session", description="Go live, extend, end")
+
+
+@blueprint.route("/start", methods=["POST"])
+@blueprint.arguments(schemas.StartSchema)
+@blueprint.response(201, schemas.StartResponse)
+def start_session(body: dict[str, Any]) -> dict[str, Any]:
+    """Go live at a place for 15, 30 or 60 minutes."""
+    place = Point(body["latitude"], body["longitude"])
+    session = service.start(current_member_id(), body["duration"], place, body["device_fingerprint"])
+    return {"session": {**session._asdict(), "duration_minutes": body["duration"]}}
+
+
+@blueprint.route("/end", methods=["POST"])
+@blueprint.response(200, schemas.EndResponse)
+def end_session() -> dict[str, Any]:
+    """End the active session now; a body is not looked at."""
+    return {"message": "The session has ended.", "session": service.end(current_member_id())}
+
+
+@blueprint.route("/extend", methods=["POST"])
+@blueprint.arguments(schemas.ExtendSchema)
+@blueprint.response(200, schemas.ExtendResponse)
+def extend_session(body: dict[str, Any]) -> dict[str, Any]:
+    """Stay 15, 30 or 60 minutes longer."""
+    minutes = body["additional_minutes"]
+    session = service.extend(current_member_id(), minutes)
+    return {"session": {"id": session.id, "expires_at": session.expires_at, "extended_by_minutes": minutes}}
+
+
+@blueprint.route("")
+@blueprint.response(200, schemas.StatusResponse)
+def get_session() -> dict[str, Any]:
+    """Tell whether a session is active, and for how long."""
+    session = service.status(current_member_id())
+    return {"active": session is not None, "session": session}

@@ -1,0 +1,70 @@
+"""What clients send and see of a session."""
+
+from marshmallow import fields, validate
+
+from afterhours_service.schemas import CamelCaseSchema, SafeString, StrictFloat, UtcDateTime, envelope
+from afterhours_service.sessions.rules import DURATIONS_MINUTES
+
+_MINUTES = validate.OneOf(DURATIONS_MINUTES, error="Must be 15, 30 or 60.")
+
+
+class DeviceSchema(CamelCaseSchema):
+    """The device that a session is started from; all of it may be left out."""
+
+    device_id = SafeString(allow_none=True, validate=validate.Length(max=255))
+    device_model = SafeString(allow_none=True, validate=validate.Length(max=100))
+    platform = SafeString(allow_none=True, validate=validate.OneOf(["ios", "android"]))
+
+
+class StartSchema(CamelCaseSchema):
+    """A wish to go live: how long, and where."""
+
+    duration = fields.Integer(required=True, strict=True, validate=_MINUTES, metadata={"description": "minutes"})
+    latitude = StrictFloat(required=True, validate=validate.Range(-90, 90), metadata={"description": "degrees"})
+    longitude = StrictFloat(required=True, validate=validate.Range(-180, 180), metadata={"description": "degrees"})
+    device_fingerprint = fields.Nested(DeviceSchema, allow_none=True, load_default=None)
+
+
+class ExtendSchema(CamelCaseSchema):
+    """A wish to stay longer."""
+
+    additional_minutes = fields.Integer(required=True, strict=True, validate=_MINUTES)
+
+
+class StartedSchema(CamelCaseSchema):
+    """A session that has just begun."""
+
+    id = fields.UUID()
+    started_at = UtcDateTime()
+    expires_at = UtcDateTime()
+    duration_minutes = fields.Integer()
+
+
+class ActiveSchema(CamelCaseSchema):
+    """The active session, as its member sees it."""
+
+    id = fields.UUID()
+    started_at = UtcDateTime()
+    expires_at = UtcDateTime()
+    remaining_seconds = fields.Integer()
+
+
+class EndedSchema(CamelCaseSchema):
+    """A session that its member has ended."""
+
+    id = fields.UUID()
+    ended_at = UtcDateTime()
+
+
+class ExtendedSchema(CamelCaseSchema):
+    """A session that its member has extended."""
+
+    id = fields.UUID()
+    expires_at = UtcDateTime()
+    extended_by_minutes = fields.Integer()
+
+
+StartResponse = envelope(session=fields.Nested(StartedSchema))
+StatusResponse = envelope(active=fields.Boolean(), session=fields.Nested(ActiveSchema, allow_none=True))
+EndResponse = envelope(message=fields.String(), session=fields.Nested(EndedSchema))
+ExtendResponse = envelope(session=fields.Nested(ExtendedSchema))

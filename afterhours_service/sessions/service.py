@@ -1,0 +1,182 @@
+"""The use cases of a session. Each commits once; timers and events follow the commit."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from secrets import SystemRandom
+from typing import NamedTuple
+
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from afterhours_service import errors, events
+from afterhours_service.extensions import current_settings, db
+from afterhours_service.location import Point, blur
+from afterhours_service.log import get_logger
+from afterhours_service.queue import after_commit
+from afterhours_service.sessions import deadlines, queries, rules
+from afterhours_service.sessions.queries import Session
+from afterhours_service.sessions.schemas import ActiveSchema
+
+logger = get_logger(__name__)
+
+Device = Mapping[str, str | None]
+
+BATCH = 1000  # sessions a transaction ends or warns
+TRIES = 5
+_random = SystemRandom()
+
+
+class Overdue(NamedTuple):
+    """How many sessions a look at the clock ended and warned."""
+
+    ended: int
+    warned: int
+
+
+def status(member_id: str) -> Session | None:
+    """Return the member's active session."""
+    return queries.active(member_id)
+
+
+def start(member_id: str, minutes: int, place: Point, device: Device | None) -> Session:
+    """Let a member go live at a place, for some minutes.
+
+    Raises ProfileRequired, VerificationRequired (the member is gone) or SessionAlreadyActive.
+    """
+    blurred = blur(place, _random.random)
+    length = rules.length(minutes, current_settings().minute_seconds)
+    for _ in range(TRIES):
+        ran_out = queries.end_own_overdue(member_id)
+        try:
+            started = queries.start(member_id, length, place, blurred, device)
+        except DBAPIError as error:
+            db.session.rollback()
+            if errors.is_database_away(error):
+                raise
+            if isinstance(error, IntegrityError) and device is None:  # the member was deleted since the gate
+                raise errors.VerificationRequired from error
+            if device is None:
+                raise
+            logger.warning("fingerprint not stored", error=type(error.orig).__name__)
+            device = None
+            continue
+        if started:
+            break
+        if not queries.has_profile(member_id):
+            db.session.commit()
+            raise errors.ProfileRequired
+        if other := queries.active(member_id):
+            db.session.commit()
+            raise errors.SessionAlreadyActive(session=ActiveSchema().dump(other))
+        # The other one ended between the two statements: look again.
+    else:
+        raise errors.ServiceUnavailable
+    db.session.commit()
+    with after_commit() as trip:
+        if ran_out:
+            events.publish(trip, "session_expired", member_id, sessionId=str(ran_out.id), reason="timeout")
+        deadlines.arm(trip, started.expires_at)
+        events.publish(
+            trip,
+            "session_started",
+            member_id,
+            sessionId=str(started.id),
+            expiresAt=started.expires_at,
+            durationMinutes=minutes,
+        )
+    return started
+
+
+def extend(member_id: str, minutes: int) -> Session:
+    """Give the member's active session more minutes.
+
+    Raises NoActiveSession.
+    """
+    length = rules.length(minutes, current_settings().minute_seconds)
+    session = queries.extend(member_id, length)
+    db.session.commit()
+    if session is None:
+        raise errors.NoActiveSession
+    before = session.expires_at - length
+    with after_commit() as trip:
+        deadlines.disarm(trip, before)
+        deadlines.arm(trip, session.expires_at)
+        events.publish(
+            trip,
+            "session_extended",
+            member_id,
+            sessionId=str(session.id),
+            expiresAt=session.expires_at,
+            extendedByMinutes=minutes,
+        )
+    deadlines.restore(before)
+    return session
+
+
+def end(member_id: str, reason: str = "user") -> Session:
+    """End the member's active session now; `reason` is `user` or `operator`.
+
+    Raises NoActiveSession.
+    """
+    session = queries.end(member_id)
+    db.session.commit()
+    if session is None:
+        raise errors.NoActiveSession
+    with after_commit() as trip:
+        deadlines.disarm(trip, session.expires_at)
+        events.publish(
+            trip, "session_ended", member_id, sessionId=str(session.id), endedAt=session.ended_at, reason=reason
+        )
+    deadlines.restore(session.expires_at)
+    return session
+
+
+def do_what_is_due() -> Overdue:
+    """End every session that has run out, warn every one that is about to; any number of workers may do so at once."""
+    return Overdue(ended=_end_due(), warned=_warn_due())
+
+
+def reconcile() -> None:
+    """Make Redis agree with the database: do what is overdue, and arm what is missing."""
+    overdue = do_what_is_due()
+    armed = deadlines.reconcile()
+    db.session.rollback()
+    logger.info("reconciled", ended=overdue.ended, warned=overdue.warned, armed=armed)
+
+
+def list_active(limit: int) -> list[Session]:
+    """Return up to `limit` active sessions, the next to expire first."""
+    return queries.list_active(limit)
+
+
+def _end_due() -> int:
+    total = 0
+    while True:
+        ended = queries.end_due(BATCH)
+        db.session.commit()
+        with after_commit() as trip:
+            for session in ended:
+                events.publish(trip, "session_expired", session.user_id, sessionId=str(session.id), reason="timeout")
+        total += len(ended)
+        if len(ended) < BATCH:
+            return total
+
+
+def _warn_due() -> int:
+    minute_seconds = current_settings().minute_seconds
+    total = 0
+    while True:
+        warned = queries.warn_due(BATCH, deadlines.warning_lead())
+        db.session.commit()
+        with after_commit() as trip:
+            for session in warned:
+                events.publish(
+                    trip,
+                    "session_expiring",
+                    session.user_id,
+                    sessionId=str(session.id),
+                    expiresAt=session.expires_at,
+                    minutesRemaining=rules.remaining_minutes(session.expires_at, session.now, minute_seconds),
+                )
+        total += len(warned)
+        if len(warned) < BATCH:
+            return total

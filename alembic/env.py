@@ -1,0 +1,44 @@
+"""Runs the migrations on the database of DATABASE_URL, under `flask db …` and plain `alembic …` alike."""
+
+from alembic import context
+from flask import current_app, has_app_context
+from sqlalchemy import text
+
+from afterhours_service import create_app
+from afterhours_service.extensions import db
+from afterhours_service.health import VERSION_TABLE
+
+LOCK_TIMEOUT = "5s"  # a migration that cannot have its lock gives up before the queue behind it grows
+HOST_TABLES = {"users", "profiles", "user_subscriptions"}
+
+
+def is_ours(_object: object, name: str | None, kind: str, _reflected: bool, compared_with: object) -> bool:
+    """Leave to the host what is the host's: its tables, and what only the database has."""
+    if kind == "table":
+        return name not in HOST_TABLES and name in db.metadata.tables
+    return not (_reflected and compared_with is None)
+
+
+def run() -> None:
+    """Migrate, each migration in its own transaction."""
+    with db.engine.connect() as connection:
+        connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+        connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text("SET idle_in_transaction_session_timeout = 0"))
+        connection.commit()
+        context.configure(
+            connection=connection,
+            target_metadata=db.metadata,
+            version_table=VERSION_TABLE,  # the host may have an alembic of its own
+            transaction_per_migration=True,
+            include_object=is_ours,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+if has_app_context() and "sqlalchemy" in current_app.extensions:
+    run()
+else:
+    with create_app().app_context():
+        run()

