@@ -1,4 +1,4 @@
-"""After Hours Mode for dating apps: a member goes live at one place for a while, and then is gone, by itself, on time."""
+"""After Hours Mode for dating apps: a member goes live at one place for a while, and then is gone, on time."""
 
 import os
 import time

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, cast
 from urllib.parse import urlsplit
 
 from crontab import CronTab
@@ -59,7 +59,7 @@ class Settings:
         try:
             env.seal()
         except EnvValidationError as error:
-            problems.update({name: [str(m) for m in messages] for name, messages in dict(error.error_messages).items()})
+            problems.update(cast("dict[str, list[str]]", error.error_messages))
         if production and minute_seconds not in {60, None}:
             problems.setdefault("AFTER_HOURS_MINUTE_SECONDS", []).append("Must be 60 when APP_ENV is production.")
         algorithm = "HS256"

@@ -203,7 +203,9 @@ def _render_unexpected(error: Exception) -> Response:
 def _flatten(messages: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(messages, Mapping):
         # "_schema" is marshmallow's name for "the object as a whole".
-        names = ((value, ".".join(p for p in (prefix, str(key)) if p and p != "_schema")) for key, value in messages.items())
+        names = (
+            (value, ".".join(p for p in (prefix, str(key)) if p and p != "_schema")) for key, value in messages.items()
+        )
         return [line for value, name in names for line in _flatten(value, name)]
     texts = messages if isinstance(messages, list) else [messages]
     return [(prefix or "body", str(text)) for text in texts]

@@ -11,7 +11,7 @@ from afterhours_service.schemas import isoformat
 CHANNEL = "after_hours:events"
 
 
-def publish(pipeline: "Pipeline[Any]", kind: str, member_id: str, **payload: Any) -> None:
+def publish(pipeline: Pipeline, kind: str, member_id: str, **payload: Any) -> None:
     """Put one event into the trip to Redis; datetimes in the payload are written as clients read them.
 
     kind: the part after `after_hours:`, such as `session_started`.

@@ -5,9 +5,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec, TypeVar, cast
+from typing import NoReturn, ParamSpec, TypeVar, cast
 
 import structlog
 from flask import Flask, current_app, has_app_context
@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from rq import Queue, SimpleWorker, get_current_job
 from rq.exceptions import StopRequested
+from werkzeug.utils import import_string
 
 from afterhours_service.config import Settings
 from afterhours_service.log import get_logger
@@ -40,16 +41,13 @@ JOB_TIMEOUT_SECONDS = 30
 FAILURE_SECONDS = 3600  # how long a failed job can be looked at
 
 
-def connect(settings: Settings, timeout_seconds: float) -> "Redis[Any]":
+def connect(settings: Settings, timeout_seconds: float) -> Redis:
     """Return a client that gives up after `timeout_seconds`, without a second try."""
-    return cast(
-        "Redis[Any]",
-        Redis.from_url(
-            settings.redis_url,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
-            retry=Retry(NoBackoff(), 0),
-        ),
+    return Redis.from_url(
+        settings.redis_url,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        retry=Retry(NoBackoff(), 0),
     )
 
 
@@ -59,7 +57,7 @@ class Breaker:
     A request therefore meets an unanswering Redis at most once per process and outage.
     """
 
-    def __init__(self, redis: "Redis[Any]") -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._lock = threading.Lock()
         self.open = False
@@ -91,9 +89,9 @@ def init_app(app: Flask, settings: Settings) -> None:
     app.extensions["after_hours_breaker"] = Breaker(redis)
 
 
-def current_redis() -> "Redis[Any]":
+def current_redis() -> Redis:
     """Return the current app's client of Redis."""
-    return cast("Redis[Any]", current_app.extensions["after_hours_redis"])
+    return cast("Redis", current_app.extensions["after_hours_redis"])
 
 
 def _current_breaker() -> Breaker:
@@ -106,7 +104,7 @@ def is_redis_away() -> bool:
 
 
 @contextmanager
-def after_commit() -> Iterator["Pipeline[Any]"]:
+def after_commit() -> Iterator[Pipeline]:
     """Collect what a use case tells Redis once it has committed, and send it in one trip.
 
     Never raises for Redis: what is lost is logged, and made good by the reconciliation.
@@ -133,22 +131,24 @@ def enqueue(queue: str, function: str) -> None:
 
 @functools.cache
 def _own_app() -> Flask:
-    from afterhours_service import create_app  # noqa: PLC0415 - a job may run in a plain `rq worker`, where nobody made one
+    """Make the app of a process that nobody made one for, such as a plain `rq worker`.
 
-    return create_app()
+    By name, as jobs are: the factory stands on the top floor, and joins this module too.
+    """
+    app: Flask = import_string("afterhours_service:create_app")()
+    return app
 
 
 def job(function: Callable[P, R]) -> Callable[P, R]:
-    """Give a job's function an application context, a clean database session, and the request id of who asked for it."""
+    """Give a job's function an application context of its own, and the request id of who asked for it."""
 
     @functools.wraps(function)
     def in_context(*args: P.args, **kwargs: P.kwargs) -> R:
         running = get_current_job()
         request_id = running.meta.get("request_id") if running else None
-        with (
-            structlog.contextvars.bound_contextvars(job=function.__name__, request_id=request_id),
-            (nullcontext() if has_app_context() else _own_app().app_context()),
-        ):
+        app = current_app if has_app_context() else _own_app()
+        # A context for each job: with it end its database session and transaction.
+        with structlog.contextvars.bound_contextvars(job=function.__name__, request_id=request_id), app.app_context():
             return function(*args, **kwargs)
 
     return in_context

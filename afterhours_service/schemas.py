@@ -1,4 +1,4 @@
-"""What every schema shares: camelCase names, unknown fields refused, the envelope, and fields that take nothing for granted."""
+"""What every schema shares: camelCase names, unknown fields refused, the envelope, and strict fields."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from afterhours_service.errors import ValidationFailed
 class StrictParser(FlaskParser):
     """Reads JSON bodies only, and tells every problem in our own envelope."""
 
-    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {"query": ma.RAISE, "json": ma.RAISE}
+    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {"query": ma.RAISE, "json": ma.RAISE}  # noqa: RUF012 - typed by webargs
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         """Return the parsed body.
@@ -35,14 +35,14 @@ class StrictParser(FlaskParser):
 
     def handle_error(self, error: ma.ValidationError, *_: Any, **__: Any) -> NoReturn:
         """Raise ValidationFailed with a line per field."""
-        messages = error.normalized_messages()
+        messages: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]
         raise ValidationFailed.from_messages(next(iter(messages.values())) if len(messages) == 1 else messages)
 
     def _handle_invalid_json_error(self, *_: Any, **__: Any) -> NoReturn:
         raise ValidationFailed.from_messages("Not valid JSON.")
 
 
-class Blueprint(SmorestBlueprint):
+class Blueprint(SmorestBlueprint):  # type: ignore[misc]
     """flask-smorest's, with our parser; it answers 400 where webargs would answer 422."""
 
     ARGUMENTS_PARSER = StrictParser()
@@ -63,9 +63,9 @@ class CamelCaseSchema(ma.Schema):
         field_obj.data_key = field_obj.data_key or first + "".join(word.title() for word in rest)
 
 
-def envelope(**parts: fields.Field[Any]) -> type[ma.Schema]:
-    """Return the schema of a success: `{"success": true, …parts}`."""
-    return CamelCaseSchema.from_dict({"success": fields.Constant(True), **parts}, name="Envelope")
+def envelope(name: str, **parts: fields.Field[Any]) -> type[ma.Schema]:
+    """Return the schema of a success, `{"success": true, …parts}`, by its name in the API's documentation."""
+    return CamelCaseSchema.from_dict({"success": fields.Constant(True), **parts}, name=name)
 
 
 class StrictFloat(fields.Float):
@@ -98,7 +98,7 @@ def is_storable(text: str) -> bool:
 class UtcDateTime(fields.Field[datetime]):
     """An aware datetime, written with milliseconds and Z."""
 
-    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+    def _serialize(self, value: datetime | None, *_: Any, **__: Any) -> str | None:
         return None if value is None else isoformat(value)
 
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import structlog
 from redis import Redis
@@ -48,7 +48,7 @@ class Timer(NamedTuple):
     args: tuple[Any, ...]
 
 
-def arm_timer(pipeline: "Pipeline[Any]", timer: Timer) -> None:
+def arm_timer(pipeline: Pipeline, timer: Timer) -> None:
     """Put the timer into the trip; arming it again changes nothing."""
     job = Job.create(
         timer.function,
@@ -68,16 +68,17 @@ def arm_timer(pipeline: "Pipeline[Any]", timer: Timer) -> None:
     pipeline.zadd(SCHEDULED, {timer.id: timer.at})
 
 
-def disarm_timer(pipeline: "Pipeline[Any]", timer_id: str) -> None:
+def disarm_timer(pipeline: Pipeline, timer_id: str) -> None:
     """Put the removal of the timer, and of its job's hash, into the trip; one that is not armed is no error."""
     pipeline.zrem(SCHEDULED, timer_id)
     pipeline.delete(Job.key_for(timer_id))
 
 
-def armed_timers(redis: "Redis[Any]", prefix: str) -> set[str]:
+def armed_timers(redis: Redis, prefix: str) -> set[str]:
     """Return the ids of the armed timers that start with `prefix`, and whose job is there to be run."""
-    ids = [i.decode() for i in redis.zrange(SCHEDULED, 0, -1) if i.startswith(prefix.encode())]
-    whole = set()
+    scheduled = cast("list[bytes]", redis.zrange(SCHEDULED, 0, -1))
+    ids = [raw.decode() for raw in scheduled if raw.startswith(prefix.encode())]
+    whole: set[str] = set()
     for start in range(0, len(ids), CHUNK):
         chunk = ids[start : start + CHUNK]
         pipeline = redis.pipeline(transaction=False)
@@ -102,7 +103,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
     Of several schedulers the one that holds the lease is active; the others wait for it to lapse.
     """
 
-    def __init__(self, connection: "Redis[Any]", periodic: tuple[Periodic, ...]) -> None:
+    def __init__(self, connection: Redis, periodic: tuple[Periodic, ...]) -> None:
         super().__init__(queue_name=MAINTENANCE_QUEUE, connection=connection, interval=POLL_SECONDS)
         self.periodic = periodic
         self._stopped = threading.Event()
@@ -177,16 +178,25 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
         return cron
 
     def _register(self, periodic: Periodic) -> None:
-        meta = {"cron_string": periodic.cron, "use_local_timezone": False} if periodic.cron else {"interval": periodic.seconds}
+        meta = (
+            {"cron_string": periodic.cron, "use_local_timezone": False}
+            if periodic.cron
+            else {"interval": periodic.seconds}
+        )
         job = self._create_job(
-            periodic.function, id=periodic.id, description=periodic.id, timeout=JOB_TIMEOUT_SECONDS, result_ttl=-1, meta=meta
+            periodic.function,
+            id=periodic.id,
+            description=periodic.id,
+            timeout=JOB_TIMEOUT_SECONDS,
+            result_ttl=-1,
+            meta=meta,
         )
         first = to_unix(get_next_scheduled_time(periodic.cron)) if periodic.cron else time.time()
         self.connection.zadd(SCHEDULED, {job.id: first})
         logger.info("periodic job registered", id=job.id)
 
     def enqueue_jobs(self) -> None:
-        """Hand every due job to its queue; an entry that cannot be read is dropped and logged, and holds nothing back."""
+        """Hand every due job to its queue; one that cannot be read is dropped and logged."""
         for raw in self.connection.zrangebyscore(SCHEDULED, 0, time.time(), start=0, num=CHUNK):
             try:
                 job = Job.fetch(raw.decode(), connection=self.connection)
@@ -195,7 +205,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
             except (ConnectionError, TimeoutError):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the next one is due too
-                logger.error("unreadable job dropped", error=type(error).__name__)
+                logger.warning("unreadable job dropped", error=type(error).__name__)
                 self.connection.zrem(SCHEDULED, raw)
                 self.connection.delete(Job.redis_job_namespace_prefix.encode() + raw)
             else:

@@ -1,12 +1,12 @@
 """Runs the migrations on the database of DATABASE_URL, under `flask db …` and plain `alembic …` alike."""
 
-from alembic import context
 from flask import current_app, has_app_context
 from sqlalchemy import text
 
 from afterhours_service import create_app
 from afterhours_service.extensions import db
 from afterhours_service.health import VERSION_TABLE
+from alembic import context
 
 LOCK_TIMEOUT = "5s"  # a migration that cannot have its lock gives up before the queue behind it grows
 HOST_TABLES = {"users", "profiles", "user_subscriptions"}

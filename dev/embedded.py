@@ -28,7 +28,6 @@ PERSISTENT = ("--appendonly", "yes")
 FAST_POSTGRES = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 
 
-
 class Home:
     """A locked folder that servers keep their data, their sockets and their log in."""
 
@@ -42,7 +41,7 @@ class Home:
         self.state.mkdir(parents=True, exist_ok=True)
         if self.state.stat().st_uid != os.geteuid():
             raise SystemExit(f"{self.state} belongs to another user")
-        self.state.chmod(0o755 if self.is_root else 0o700)  # noqa: S103 - `nobody` must pass
+        self.state.chmod(0o755 if self.is_root else 0o700)
         self.path = self.state / "srv"
         if len(bytes(self.path / ".s.PGSQL.5432")) > SOCKET_PATH_BYTES:
             raise SystemExit(f"the path is too long for a unix socket: {self.path}")
@@ -129,7 +128,7 @@ def postgres(
         place.run(binaries / "pg_ctl", "-D", data, "-m", "fast", "stop")
     command = [binaries / "postgres", "-D", data, "-k", place.path, "-c", "listen_addresses=", *options]
     with _server(place, command, signal.SIGINT) as process:
-        ready = [binaries / "pg_isready", "-q", "-h", place.path, "-U", "postgres"]
+        ready: list[str | Path] = [binaries / "pg_isready", "-q", "-h", place.path, "-U", "postgres"]
         _wait(process, lambda: subprocess.call(ready, **place.options()) == 0, place.log)
         with contextlib.suppress(subprocess.CalledProcessError):  # there already
             place.run(binaries / "createdb", "-h", place.path, "-U", "postgres", database)
@@ -147,7 +146,20 @@ def valkey(place: Home, options: Sequence[str] = PERSISTENT, name: str = "valkey
     folder.mkdir(exist_ok=True)
     if place.is_root:
         shutil.chown(folder, "nobody")
-    command = [binary, "--port", "0", "--unixsocket", path, "--unixsocketperm", "700", "--dir", folder, "--save", "", *options]
+    command = [
+        binary,
+        "--port",
+        "0",
+        "--unixsocket",
+        path,
+        "--unixsocketperm",
+        "700",
+        "--dir",
+        folder,
+        "--save",
+        "",
+        *options,
+    ]
     with _server(place, command, signal.SIGTERM) as process:
         _wait(process, lambda: _ask(path, b"PING") == b"+PONG\r\n", place.log)
         yield f"unix://{path}?db=0", process.pid

@@ -77,7 +77,17 @@ def _secret(name: str) -> str:
 def _processes(port: int) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Run the three processes of the Procfile, and stop them together."""
     bind = f"127.0.0.1:{port}"
-    gunicorn = ["-m", "gunicorn", "--bind", bind, "--workers", "2", "--log-level", "warning", "afterhours_service:create_app()"]
+    gunicorn = [
+        "-m",
+        "gunicorn",
+        "--bind",
+        bind,
+        "--workers",
+        "2",
+        "--log-level",
+        "warning",
+        "afterhours_service:create_app()",
+    ]
     commands = {"web": gunicorn, "worker": ["worker.py"], "scheduler": ["scheduler.py"]}
     log = (STATE / "service.log").open("ab")
     processes = {
@@ -147,14 +157,18 @@ def _tell(port: int, settings: Settings) -> None:
     print(f"After Hours is at {api}; a session of 15 minutes lasts {seconds} s.\n")
     print("A token per demo member, and what `session/start` answers them:\n")
     for member in demo.MEMBERS:
-        print(f"# {member.name}: {member.answer}\n{member.id.replace('-', '_').upper()}={demo.token(member.id, settings)}\n")
-    print(f"""Paste the tokens into another terminal, then go live as Alex:
+        variable = member.id.replace("-", "_").upper()
+        print(f"# {member.name}: {member.answer}\n{variable}={demo.token(member.id, settings)}\n")
+    print(
+        f"""Paste the tokens into another terminal, then go live as Alex:
 
 curl -s {api}/session/start -H "Authorization: Bearer $DEMO_ALEX" -H 'Content-Type: application/json' \\
   -d '{{"duration": 15, "latitude": 52.52, "longitude": 13.405}}'
 curl -s {api}/session -H "Authorization: Bearer $DEMO_ALEX"
 
-Logs: {STATE / "service.log"}. Ctrl-C stops everything.""", flush=True)
+Logs: {STATE / "service.log"}. Ctrl-C stops everything.""",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

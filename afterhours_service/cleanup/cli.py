@@ -17,7 +17,9 @@ def cleanup(dry_run: bool) -> None:
     if dry_run:
         _print(pending, "would be worked off")
         return
-    with click.progressbar(length=sum(pending.values()), label="cleaning up", hidden=not sys.stderr.isatty(), file=sys.stderr) as bar:
+    with click.progressbar(
+        length=sum(pending.values()), label="cleaning up", hidden=not sys.stderr.isatty(), file=sys.stderr
+    ) as bar:
         counts, _ = service.run(progress=lambda _step, rows: bar.update(rows))
     _print(counts, "worked off")
 

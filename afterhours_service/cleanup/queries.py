@@ -18,7 +18,9 @@ _OLD_SESSIONS = "FROM after_hours_sessions AS s WHERE ended_at IS NOT NULL AND e
 _WITHOUT_MATCHES = " AND NOT EXISTS (SELECT FROM after_hours_matches AS m WHERE m.session_id = s.id)"
 _ORPHANED_FINGERPRINTS = "FROM device_fingerprints WHERE session_id IS NULL"
 _ORPHANED_PROFILES = "FROM after_hours_profiles AS p WHERE NOT EXISTS (SELECT FROM users AS u WHERE u.id = p.user_id)"
-_ORPHANED_PREFERENCES = "FROM after_hours_preferences AS p WHERE NOT EXISTS (SELECT FROM users AS u WHERE u.id = p.user_id)"
+_ORPHANED_PREFERENCES = (
+    "FROM after_hours_preferences AS p WHERE NOT EXISTS (SELECT FROM users AS u WHERE u.id = p.user_id)"
+)
 _OVERDUE = "FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= now()"
 
 
@@ -64,7 +66,7 @@ def count(retention: timedelta) -> dict[str, int]:
         "preferences": _ORPHANED_PREFERENCES,
     }
     return {
-        name: db.session.execute(text(f"SELECT count(*) {rows}"), {"retention": retention}).scalar_one()  # noqa: S608
+        name: db.session.execute(text(f"SELECT count(*) {rows}"), {"retention": retention}).scalar_one()
         for name, rows in steps.items()
     }
 

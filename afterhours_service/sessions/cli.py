@@ -8,7 +8,6 @@ from afterhours_service.schemas import isoformat
 from afterhours_service.sessions import service
 
 
-
 @click.group("sessions", cls=AppGroup, invoke_without_command=True)
 @click.pass_context
 def sessions(context: click.Context) -> None:
@@ -24,7 +23,8 @@ def list_sessions(limit: int) -> None:
     rows = service.list_active(limit)
     click.echo(f"{'USER':<36}  {'EXPIRES':<24}  {'LEFT':>8}  SESSION")
     for session in rows:
-        click.echo(f"{session.user_id:<36}  {isoformat(session.expires_at):<24}  {session.remaining_seconds:>6} s  {session.id}")
+        expires, left = isoformat(session.expires_at), session.remaining_seconds
+        click.echo(f"{session.user_id:<36}  {expires:<24}  {left:>6} s  {session.id}")
 
 
 @sessions.command("end")
@@ -36,4 +36,3 @@ def end_session(user: str) -> None:
     except NoActiveSession as error:
         raise click.ClickException(f"no session of {user} is active") from error
     click.echo(f"ended {session.id}")
-

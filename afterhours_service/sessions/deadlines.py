@@ -8,7 +8,6 @@ wheel's (Varghese and Lauck, SOSP 1987).
 import math
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
 
 from redis.client import Pipeline
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,13 +23,13 @@ logger = get_logger(__name__)
 PREFIX = "session-timer-"
 
 
-def arm(trip: "Pipeline[Any]", expires_at: datetime) -> None:
+def arm(trip: Pipeline, expires_at: datetime) -> None:
     """Arm the timers of the expiry and of the warning before it."""
     for second in _seconds(expires_at):
         arm_timer(trip, _timer(second))
 
 
-def disarm(trip: "Pipeline[Any]", expires_at: datetime) -> None:
+def disarm(trip: Pipeline, expires_at: datetime) -> None:
     """Cancel the timers of an expiry that no longer stands; `restore` must follow the trip."""
     for second in _seconds(expires_at):
         disarm_timer(trip, _timer(second).id)

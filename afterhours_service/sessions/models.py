@@ -24,8 +24,12 @@ class AfterHoursSession(Base):
     __table_args__ = (
         CheckConstraint("expires_at > started_at", "expires_after_start"),
         CheckConstraint("latitude BETWEEN -90 AND 90 AND longitude BETWEEN -180 AND 180", "location"),
-        CheckConstraint("fuzzed_latitude BETWEEN -90 AND 90 AND fuzzed_longitude BETWEEN -180 AND 180", "fuzzed_location"),
-        Index("idx_after_hours_sessions_active_user", "user_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+        CheckConstraint(
+            "fuzzed_latitude BETWEEN -90 AND 90 AND fuzzed_longitude BETWEEN -180 AND 180", "fuzzed_location"
+        ),
+        Index(
+            "idx_after_hours_sessions_active_user", "user_id", unique=True, postgresql_where=text("ended_at IS NULL")
+        ),
         Index("idx_after_hours_sessions_expires", "expires_at", postgresql_where=text("ended_at IS NULL")),
         Index("idx_after_hours_sessions_ended", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     )
@@ -51,7 +55,10 @@ class DeviceFingerprint(Base):
     """The device that a session was started from, for the host's safety team."""
 
     __tablename__ = "device_fingerprints"
-    __table_args__ = (Index("idx_device_fingerprints_session", "session_id"), Index("idx_device_fingerprints_user", "user_id"))
+    __table_args__ = (
+        Index("idx_device_fingerprints_session", "session_id"),
+        Index("idx_device_fingerprints_user", "user_id"),
+    )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     user_id: Mapped[str] = mapped_column(String(255), ForeignKey(User.id, ondelete="CASCADE"))

@@ -1,7 +1,7 @@
 """Every statement about sessions. None commits.
 
-The time is the database's. `clock_timestamp()` and not `now()` where a lock may have been waited for: `now()` is the
-moment the transaction began.
+The time is the database's: `clock_timestamp()` where a row's lock may be waited for, `statement_timestamp()` where an
+index is to be used; never `now()`, which is the moment the transaction began.
 """
 
 import uuid
@@ -82,17 +82,18 @@ _EXTEND = text(f"""
 _END_DUE = text(f"""
     UPDATE after_hours_sessions SET ended_at = expires_at
     WHERE id = ANY (ARRAY(
-        SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= now()
+        SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= statement_timestamp()
         ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
     ))
     RETURNING {_COLUMNS}
 """)  # noqa: S608
 
 _WARN_DUE = text(f"""
-    UPDATE after_hours_sessions SET warned_at = now()
+    UPDATE after_hours_sessions SET warned_at = statement_timestamp()
     WHERE id = ANY (ARRAY(
         SELECT id FROM after_hours_sessions
-        WHERE ended_at IS NULL AND warned_at IS NULL AND expires_at > now() AND expires_at <= now() + :lead
+        WHERE ended_at IS NULL AND warned_at IS NULL
+            AND expires_at > statement_timestamp() AND expires_at <= statement_timestamp() + :lead
         ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
     ))
     RETURNING {_COLUMNS}
@@ -100,7 +101,7 @@ _WARN_DUE = text(f"""
 
 _EXPIRY_SECONDS = text("""
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
-    WHERE ended_at IS NULL AND expires_at > now()
+    WHERE ended_at IS NULL AND expires_at > statement_timestamp()
 """)
 
 _NEEDED = text("""
@@ -110,12 +111,13 @@ _NEEDED = text("""
         WHERE ended_at IS NULL AND expires_at > to_timestamp(second - 1) AND expires_at <= to_timestamp(second)
     ) OR EXISTS (
         SELECT FROM after_hours_sessions
-        WHERE ended_at IS NULL AND expires_at > to_timestamp(second - 1) + :lead AND expires_at <= to_timestamp(second) + :lead
+        WHERE ended_at IS NULL
+            AND expires_at > to_timestamp(second - 1) + :lead AND expires_at <= to_timestamp(second) + :lead
     )
 """)
 
 _LIST_ACTIVE = text(f"""
-    SELECT {_COLUMNS} FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > now()
+    SELECT {_COLUMNS} FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > statement_timestamp()
     ORDER BY expires_at, id LIMIT :limit
 """)  # noqa: S608
 

@@ -64,7 +64,9 @@ class ExtendedSchema(CamelCaseSchema):
     extended_by_minutes = fields.Integer()
 
 
-StartResponse = envelope(session=fields.Nested(StartedSchema))
-StatusResponse = envelope(active=fields.Boolean(), session=fields.Nested(ActiveSchema, allow_none=True))
-EndResponse = envelope(message=fields.String(), session=fields.Nested(EndedSchema))
-ExtendResponse = envelope(session=fields.Nested(ExtendedSchema))
+StartResponse = envelope("StartResponse", session=fields.Nested(StartedSchema))
+StatusResponse = envelope(
+    "StatusResponse", active=fields.Boolean(), session=fields.Nested(ActiveSchema, allow_none=True)
+)
+EndResponse = envelope("EndResponse", message=fields.String(), session=fields.Nested(EndedSchema))
+ExtendResponse = envelope("ExtendResponse", session=fields.Nested(ExtendedSchema))

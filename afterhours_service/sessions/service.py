@@ -1,7 +1,6 @@
 """The use cases of a session. Each commits once; timers and events follow the commit."""
 
 from collections.abc import Mapping
-from datetime import timedelta
 from secrets import SystemRandom
 from typing import NamedTuple
 

@@ -8,6 +8,7 @@ A table that this migration made carries a comment, by which the way back knows 
 import logging
 
 import sqlalchemy as sa
+
 from alembic import op
 
 revision = "0001"
