@@ -1,0 +1,178 @@
+"""Real servers for every test: one PostgreSQL for the run, one Valkey for each parallel worker.
+
+Each test has a database of its own, cloned from a migrated template, and an empty Valkey. DATABASE_URL and REDIS_URL,
+when set, are used instead of the embedded pair (REDIS_URL only without parallel workers: events know no database).
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+import structlog
+from flask import Flask
+from flask.testing import FlaskClient
+from flask_migrate import upgrade
+from redis import Redis
+
+from afterhours_service import create_app
+from afterhours_service.config import Settings
+from afterhours_service.events import CHANNEL
+from afterhours_service.extensions import db
+from afterhours_service.queue import is_redis_away
+from dev.embedded import FAST_POSTGRES, home, postgres, valkey
+from tests.factories import SECRET, Factory
+
+ROOT = Path(__file__).parent.parent
+_servers = contextlib.ExitStack()
+_numbers = itertools.count()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the servers: PostgreSQL in the controller, whose environment the workers inherit."""
+    os.chdir(ROOT)
+    if not hasattr(config, "workerinput"):
+        folder = Path(tempfile.mkdtemp(prefix="after-hours-", dir=_ram()))
+        _servers.callback(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["TEST_FOLDER"] = str(folder)
+        place = _servers.enter_context(home(folder))
+        os.environ["TEST_SERVER_URL"] = os.environ.get("DATABASE_URL") or _servers.enter_context(
+            postgres(place, options=FAST_POSTGRES, initdb_options=["--no-sync"])
+        )
+        _make_template()
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker or not config.getoption("numprocesses", None):
+        place = _servers.enter_context(home(Path(os.environ["TEST_FOLDER"]) / (worker or "main")))
+        url = os.environ.get("REDIS_URL") or _servers.enter_context(valkey(place, options=()))[0]
+        os.environ["TEST_REDIS_URL"] = url
+
+
+def pytest_unconfigure() -> None:
+    """Stop what this process started."""
+    _servers.close()
+
+
+def _ram() -> str | None:
+    shm = Path("/dev/shm")
+    return str(shm) if shm.is_dir() and shutil.disk_usage(shm).free > 1 << 30 else None
+
+
+def _make_template() -> None:
+    _execute("DROP DATABASE IF EXISTS template_after_hours WITH (FORCE)", "CREATE DATABASE template_after_hours")
+    app = create_app(make_settings(_database_url("template_after_hours"), "redis://localhost"))
+    with app.app_context():
+        upgrade()
+        db.engine.dispose()
+
+
+def _execute(*statements: str) -> None:
+    with contextlib.closing(psycopg2.connect(os.environ["TEST_SERVER_URL"])) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+
+def _database_url(name: str) -> str:
+    server, _, query = os.environ["TEST_SERVER_URL"].partition("?")
+    return f"{server.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+
+
+def make_settings(database_url: str, redis_url: str, **others: Any) -> Settings:
+    """Return settings for a test; `others` override the defaults."""
+    given = {
+        "database_url": database_url.replace("postgresql://", "postgresql+psycopg2://"),
+        "redis_url": redis_url,
+        "jwt_key": SECRET,
+        "jwt_algorithm": "HS256",
+        "log_level": "WARNING",
+    }
+    return Settings(**{**given, **others})
+
+
+@pytest.fixture
+def make_database() -> Iterator[Callable[[str | None], str]]:
+    """Return a function that makes a database, cloned from the template named or from `template0`, and returns its URL."""
+    made = []
+
+    def make(template: str | None = "template_after_hours") -> str:
+        name = f"test_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_numbers)}"
+        made.append(name)
+        _execute(f"CREATE DATABASE {name} TEMPLATE {template or 'template0'} STRATEGY wal_log")
+        return _database_url(name)
+
+    yield make
+    _execute(*(f"DROP DATABASE {name} WITH (FORCE)" for name in made))
+
+
+@pytest.fixture
+def database_url(make_database: Callable[..., str]) -> str:
+    """Return the URL of this test's own database, migrated and empty."""
+    return make_database()
+
+
+@pytest.fixture
+def redis_url() -> str:
+    """Return the URL of this worker's Valkey."""
+    return os.environ["TEST_REDIS_URL"]
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    """Return a client of an empty Valkey."""
+    with Redis.from_url(redis_url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str) -> Settings:
+    """Return the settings of this test's app."""
+    return make_settings(database_url, redis_url)
+
+
+@pytest.fixture
+def app(settings: Settings, redis: Redis) -> Iterator[Flask]:
+    """Return an app; no context is pushed: each request, job and `with app.app_context()` has its own, as in earnest."""
+    app = create_app(settings)
+    app.testing = True
+    yield app
+    structlog.contextvars.clear_contextvars()
+    with app.app_context():
+        assert not is_redis_away() or "redis_away" in os.environ.get("PYTEST_CURRENT_TEST", "")
+        db.engine.dispose()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """Return an HTTP client of the app."""
+    return app.test_client()
+
+
+@pytest.fixture
+def factory(database_url: str) -> Iterator[Factory]:
+    """Return what makes members and moves their sessions through time, over a connection of its own."""
+    with contextlib.closing(psycopg2.connect(database_url)) as connection:
+        connection.autocommit = True
+        yield Factory(connection)
+
+
+@pytest.fixture
+def events(redis: Redis) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Return a function that returns the events published since it was last called."""
+    with redis.pubsub(ignore_subscribe_messages=True) as subscription:
+        subscription.subscribe(CHANNEL)
+        subscription.get_message(timeout=1)
+
+        def read() -> list[dict[str, Any]]:
+            messages = iter(lambda: subscription.get_message(timeout=0.05), None)
+            return [json.loads(message["data"]) for message in messages]
+
+        yield read

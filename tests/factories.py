@@ -1,0 +1,98 @@
+"""Members of the host, in every state the gate knows, and sessions moved through time."""
+
+import itertools
+import os
+import time
+from typing import Any
+
+import jwt
+import psycopg2.extras
+
+SECRET = "a secret for tests, of 32 bytes or more"
+PLACE = {"latitude": 52.52, "longitude": 13.405}
+_numbers = itertools.count(1)
+
+
+def token(member_id: str, seconds: float = 3600, key: Any = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
+    """Return a bearer token as the host issues it."""
+    return jwt.encode({"userId": member_id, "exp": int(time.time() + seconds), **claims}, key, algorithm=algorithm)
+
+
+def bearer(member_id: str) -> dict[str, str]:
+    """Return the headers of a member's request."""
+    return {"Authorization": f"Bearer {token(member_id)}"}
+
+
+class Factory:
+    """Writes rows as the host would, and reads them as an auditor would."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, *parameters: Any) -> list[Any]:
+        """Run one statement in its own transaction, and return its rows (by name or position)."""
+        with self._connection.cursor(cursor_factory=psycopg2.extras.NamedTupleCursor) as cursor:
+            cursor.execute(statement, parameters or None)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def member(
+        self,
+        *,
+        premium: bool = True,
+        verified: bool | None = True,
+        consent: bool | None = True,
+        profile: bool = True,
+        main_profile: bool = True,
+    ) -> str:
+        """Make a member, by default one who may go live, and return their id."""
+        member_id = f"member-{os.getpid()}-{next(_numbers)}"
+        self.execute(
+            "INSERT INTO users (id, provider, id_verified, after_hours_consent) VALUES (%s, 'test', %s, %s)",
+            member_id,
+            verified,
+            consent,
+        )
+        if premium:
+            self.execute("INSERT INTO user_subscriptions (user_id, is_active) VALUES (%s, true)", member_id)
+        if main_profile:
+            self.execute("INSERT INTO profiles (user_id, name, age) VALUES (%s, 'Robin', 30)", member_id)
+        if profile:
+            self.execute("INSERT INTO after_hours_profiles (user_id) VALUES (%s)", member_id)
+        return member_id
+
+    def session(self, member_id: str, *, left: float = 900, length: float = 900, ended: bool = False) -> str:
+        """Insert a session with `left` seconds to go (negative: overdue), `length` seconds long; return its id.
+
+        ended: it ended at its expiry.
+        """
+        rows = self.execute(
+            """
+            INSERT INTO after_hours_sessions (user_id, started_at, expires_at, ended_at,
+                latitude, longitude, fuzzed_latitude, fuzzed_longitude)
+            SELECT %s, expiry - %s * interval '1 second', expiry, CASE WHEN %s THEN expiry END, 52.52, 13.405, 52.521, 13.404
+            FROM (SELECT date_trunc('second', now() + %s * interval '1 second') AS expiry) AS e RETURNING id""",
+            member_id,
+            length,
+            ended,
+            left,
+        )
+        return str(rows[0].id)
+
+    def travel(self, seconds: float) -> None:
+        """Let `seconds` pass for every session: all its moments move into the past."""
+        self.execute(
+            """
+            UPDATE after_hours_sessions SET started_at = started_at - d, expires_at = expires_at - d,
+                ended_at = ended_at - d, warned_at = warned_at - d, created_at = created_at - d
+            FROM (SELECT %s * interval '1 second' AS d) AS t""",
+            seconds,
+        )
+
+    def sessions(self, member_id: str) -> list[Any]:
+        """Return the member's sessions, oldest first."""
+        return self.execute("SELECT * FROM after_hours_sessions WHERE user_id = %s ORDER BY started_at", member_id)
+
+    def count(self, table: str) -> int:
+        """Return how many rows a table has."""
+        count: int = self.execute(f"SELECT count(*) AS n FROM {table}")[0].n
+        return count
