@@ -64,7 +64,7 @@ def member_of(authorization: str | None, settings: Settings) -> str:
         )
     except jwt.ExpiredSignatureError as error:
         raise errors.TokenExpired from error
-    except (jwt.PyJWTError, ValueError, RecursionError) as error:
+    except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:  # odd claims and headers
         raise errors.TokenInvalid from error
     member_id = claims.get("userId", claims.get("sub"))
     if not isinstance(member_id, str) or not 1 <= len(member_id) <= MEMBER_ID_LENGTH or not is_storable(member_id):

@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from environs import Env, EnvValidationError, ValidationError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 SECRET_BYTES = 32  # RFC 7518, section 3.2: an HS256 key is at least as long as its hash
 
@@ -92,13 +94,22 @@ def _for_psycopg2(url: str) -> str:
 
 
 def _is_postgresql_url(value: str) -> None:
-    if not re.match(r"postgres(ql)?(\+psycopg2)?://.", value):
+    try:
+        name = make_url(value).drivername
+    except (ArgumentError, ValueError):
+        name = None
+    if name not in {"postgres", "postgresql", "postgres+psycopg2", "postgresql+psycopg2"}:
         raise ValidationError("Not a PostgreSQL URL (postgresql://…).")
 
 
 def _is_redis_url(value: str) -> None:
-    parts = urlsplit(value)
-    if parts.scheme not in {"redis", "rediss", "unix"} or not (parts.netloc or parts.path.strip("/")):
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in {"redis", "rediss", "unix"} and (parts.netloc or parts.path.strip("/"))
+        _ = parts.port  # the parser reads it only when asked
+    except ValueError:
+        usable = False
+    if not usable:
         raise ValidationError("Not a Redis URL (redis://, rediss:// or unix://).")
 
 
@@ -114,9 +125,11 @@ def _at_least_one(value: int) -> None:
 
 def _is_cron(value: str) -> None:
     try:
-        CronTab(value)
+        wait = CronTab(value).next(default_utc=True)
     except ValueError as error:
         raise ValidationError(f"Not a cron line: {error}") from error
+    if wait is None:
+        raise ValidationError("Never comes.")
 
 
 def _is_log_level(value: str) -> None:

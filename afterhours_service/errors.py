@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from flask import Flask, Response, current_app, jsonify
+from flask import Flask, Response, current_app, g, jsonify
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
@@ -47,14 +47,14 @@ class TokenExpired(AppError):
     """The token has expired."""
 
     status, code = HTTPStatus.UNAUTHORIZED, "TOKEN_EXPIRED"
-    headers: ClassVar = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+    headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
 class TokenInvalid(AppError):
     """The token is not valid."""
 
     status, code = HTTPStatus.UNAUTHORIZED, "TOKEN_INVALID"
-    headers: ClassVar = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+    headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
 class PremiumRequired(AppError):
@@ -89,6 +89,13 @@ class ServiceUnavailable(AppError):
     """The service is briefly unavailable; try again in a moment."""
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE"
+    headers: ClassVar = {"Retry-After": RETRY_AFTER_SECONDS}
+
+
+class NotReady(AppError):
+    """The service cannot serve requests right now."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "NOT_READY"
     headers: ClassVar = {"Retry-After": RETRY_AFTER_SECONDS}
 
 
@@ -172,6 +179,7 @@ def is_database_away(error: Exception) -> bool:
 
 def render(error: AppError, headers: Mapping[str, str] | None = None) -> Response:
     """Turn a failure into its response: status, JSON body, headers."""
+    g.error_code = error.code  # for the request's line in the log
     response = jsonify(error.body)
     response.status_code = error.status
     response.headers.update({**error.headers, **(headers or {})})

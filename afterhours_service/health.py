@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from afterhours_service import errors
 from afterhours_service.extensions import db
 from afterhours_service.queue import current_redis
 
@@ -26,17 +27,13 @@ def healthz() -> dict[str, Any]:
 
 
 @blueprint.get("/readyz")
-def readyz() -> tuple[dict[str, Any], int]:
+def readyz() -> dict[str, Any]:
     """Tell of the database, the schema's version and Redis; only the first two are needed to serve."""
-    schema = _schema()
-    redis = _redis()
-    usable = schema in {"ok", "newer"}
-    status = "unavailable" if not usable else "ok" if redis == "ok" else "degraded"
-    database = "unavailable" if schema == "unknown" else "ok"
-    body = {"success": usable, "status": status, "database": database, "schema": schema, "redis": redis}
-    if not usable:
-        body |= {"error": "The service cannot serve requests.", "code": "NOT_READY"}
-    return body, 200 if usable else 503
+    schema, redis = _schema(), _redis()
+    parts = {"database": "unavailable" if schema == "unknown" else "ok", "schema": schema, "redis": redis}
+    if schema not in {"ok", "newer"}:
+        raise errors.NotReady(status="unavailable", **parts)
+    return {"success": True, "status": "ok" if redis == "ok" else "degraded", **parts}
 
 
 def _schema() -> str:

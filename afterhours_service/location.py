@@ -30,8 +30,10 @@ def blur(point: Point, uniform: Callable[[], float]) -> Point:
     latitude, longitude = math.radians(point.latitude), math.radians(point.longitude)
     sine = math.sin(latitude) * math.cos(angle) + math.cos(latitude) * math.sin(angle) * math.cos(bearing)
     new_latitude = math.asin(max(-1.0, min(1.0, sine)))
+    # Divided by cos(latitude), which is next to nothing at the poles: there every longitude is as likely as any other.
     new_longitude = longitude + math.atan2(
-        math.sin(bearing) * math.sin(angle) * math.cos(latitude), math.cos(angle) - math.sin(latitude) * sine
+        math.sin(bearing) * math.sin(angle),
+        math.cos(latitude) * math.cos(angle) - math.sin(latitude) * math.sin(angle) * math.cos(bearing),
     )
     degrees = (math.degrees(new_longitude) + 180) % 360 - 180
     return Point(round(math.degrees(new_latitude), BLUR_DECIMALS), round(degrees, BLUR_DECIMALS))

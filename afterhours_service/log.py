@@ -9,8 +9,9 @@ import structlog
 from structlog.types import EventDict, Processor
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# PostgreSQL tells the whole row of a violated CHECK, and psycopg2 repeats it.
-_ROW_DETAIL = re.compile(r"^DETAIL:.*$", re.MULTILINE)
+# PostgreSQL tells the whole row of a violated CHECK, and the line of the statement, with its values, where it stumbled;
+# psycopg2 repeats them, up to an empty line.
+_ROW_DETAIL = re.compile(r"^(DETAIL|CONTEXT|QUERY|LINE \d+):.*?(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
 def configure(level: str) -> None:
@@ -60,6 +61,6 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 def _without_row_details(_logger: Any, _method: str, event: EventDict) -> EventDict:
     for key, value in event.items():
-        if isinstance(value, str) and "DETAIL:" in value:
-            event[key] = _ROW_DETAIL.sub("DETAIL: (left out)", value)
+        if isinstance(value, str):
+            event[key] = _ROW_DETAIL.sub(r"\1: (left out)", value)
     return event

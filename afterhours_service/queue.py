@@ -1,23 +1,24 @@
 """Redis: the one trip after a commit, the queues, and jobs that bring their own application context."""
 
 import functools
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import NoReturn, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import structlog
 from flask import Flask, current_app, has_app_context
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004 - the names that redis-py gave them
 from redis.retry import Retry
 from rq import Queue, SimpleWorker, get_current_job
 from rq.exceptions import StopRequested
+from rq.worker import WorkerStatus
 from werkzeug.utils import import_string
 
 from afterhours_service.config import Settings
@@ -35,7 +36,8 @@ QUEUES = (TIMERS_QUEUE, MAINTENANCE_QUEUE)  # timers first
 HTTP_TIMEOUT_SECONDS = 0.25
 WORKER_TIMEOUT_SECONDS = 5.0
 RECONNECT_SECONDS = 1.0
-WORKER_TTL_SECONDS = 20  # a worker asks again, and so notices a silent Redis, within this
+STOP_SECONDS = 8  # how long what is in flight may take when the process is to stop
+WORKER_TTL_SECONDS = 17  # RQ blocks for fifteen seconds less, then tells Redis that the worker lives
 MAINTENANCE_SECONDS = 30  # how often a worker looks for the jobs of dead ones
 JOB_TIMEOUT_SECONDS = 30
 FAILURE_SECONDS = 3600  # how long a failed job can be looked at
@@ -76,7 +78,7 @@ class Breaker:
             time.sleep(RECONNECT_SECONDS)
             try:
                 self._redis.ping()
-            except RedisError:
+            except Exception:  # noqa: BLE001, S112 - were this thread to end, the breaker would stay open for ever
                 continue
             self.open = False
             logger.info("redis back")
@@ -115,8 +117,10 @@ def after_commit() -> Iterator[Pipeline]:
         return
     try:
         trip.execute()
-    except RedisError as error:
+    except (ConnectionError, TimeoutError) as error:
         _current_breaker().trip(error)
+    except RedisError as error:  # it answered, and refused
+        logger.warning("redis refused", error=type(error).__name__)
 
 
 def enqueue(queue: str, function: str) -> None:
@@ -155,14 +159,35 @@ def job(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class Worker(SimpleWorker):
-    """RQ's, without the fork, and patient for a second at most when Redis is away."""
+    """RQ's, without the fork, asking a Redis that is away each second, and told by signals only."""
 
     max_connection_wait_time = RECONNECT_SECONDS
 
     @property
-    def shutdown_asked(self) -> bool:
-        """Whether a signal asked this worker to stop."""
-        return self._shutdown_requested_date is not None
+    def connection_timeout(self) -> int:
+        """How long a Redis that is connected, and silent, is waited for."""
+        return int(WORKER_TIMEOUT_SECONDS)
+
+    def subscribe(self) -> None:
+        """Take no commands from Redis: their thread and connection would be left behind by an outage."""
+
+    def _install_signal_handlers(self) -> None:
+        """Leave in place those of `run_worker`, which outlive this worker."""
+
+    def stop(self) -> None:
+        """End the loop: after the job that is running, or at once.
+
+        Raises StopRequested when there is none.
+        """
+        self._stop_requested = True
+        if self.get_state() != WorkerStatus.BUSY:
+            raise StopRequested
+
+    def heartbeat(self, *args: Any, **kwargs: Any) -> None:
+        """Tell Redis that the worker lives, unless it is to stop and somebody swallowed the exception that said so."""
+        if self._stop_requested:
+            self.stop()
+        super().heartbeat(*args, **kwargs)
 
 
 def run_worker(app: Flask, queues: Sequence[str] = QUEUES) -> None:
@@ -170,27 +195,57 @@ def run_worker(app: Flask, queues: Sequence[str] = QUEUES) -> None:
 
     Runs the jobs in this process: a timer costs no fork. Each job has a time limit, and its statements have theirs.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)  # until RQ's own handlers are there
+    worker: Worker | None = None
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        if worker is None:
+            raise StopRequested
+        worker.stop()
+
     connection = connect(app.extensions["after_hours_settings"], WORKER_TIMEOUT_SECONDS)
     with suppress(StopRequested):
-        while True:
-            worker = Worker(
-                queues,
-                connection=connection,
-                maintenance_interval=MAINTENANCE_SECONDS,
-                worker_ttl=WORKER_TTL_SECONDS,
-                log_job_description=False,
-            )
+        on_stop_signal(stop)
+        while not stopped:
             try:
+                worker = Worker(
+                    queues,
+                    connection=connection,
+                    maintenance_interval=MAINTENANCE_SECONDS,
+                    worker_ttl=WORKER_TTL_SECONDS,
+                    log_job_description=False,
+                )
                 with app.app_context():
                     worker.work()
+            except StopRequested:
+                return
             except RedisError as error:
                 logger.warning("redis away", error=type(error).__name__)
-            if worker.shutdown_asked:
-                return
-            time.sleep(RECONNECT_SECONDS)
+            except Exception:
+                logger.exception("worker failed")  # and the next one takes over
+            worker = None
+            time.sleep(0 if stopped else RECONNECT_SECONDS)
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise StopRequested
+def on_stop_signal(stop: Callable[[], None]) -> None:
+    """Have `stop` called at SIGTERM and SIGINT; whatever still hangs STOP_SECONDS later is cut short.
+
+    The database rolls back what is cut short, and the reconciliation makes it good.
+    """
+    signals = (signal.SIGTERM, signal.SIGINT)
+    # Python calls a handler when its main thread comes to it; what hangs in C never does. The pipe knows at once.
+    arrivals, arrived = os.pipe()
+    os.set_blocking(arrived, False)
+    signal.set_wakeup_fd(arrived, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while os.read(arrivals, 1)[0] not in signals:
+            pass
+        time.sleep(STOP_SECONDS)
+        os._exit(0)
+
+    threading.Thread(target=watch, name="stop-watch", daemon=True).start()
+    for number in signals:
+        signal.signal(number, lambda _signal, _frame: stop())

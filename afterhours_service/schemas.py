@@ -27,7 +27,7 @@ class StrictParser(FlaskParser):
             raise ValidationFailed.from_messages("Send a JSON object with Content-Type: application/json.")
         try:
             body = super().load_json(req, schema)
-        except RecursionError:
+        except (RecursionError, ValueError):  # too deep, or a number of too many digits
             body = None
         if not isinstance(body, dict):
             raise ValidationFailed.from_messages("Not a JSON object.")

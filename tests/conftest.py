@@ -5,15 +5,18 @@ when set, are used instead of the embedded pair (REDIS_URL only without parallel
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg2
 import pytest
 import structlog
@@ -29,8 +32,18 @@ from afterhours_service.extensions import db
 from afterhours_service.queue import is_redis_away
 from dev.embedded import FAST_POSTGRES, home, postgres, valkey
 from tests.factories import SECRET, Factory
+from tests.outages import OwnValkey
+from tests.wire import Wire
 
 ROOT = Path(__file__).parent.parent
+# A busy machine is no failure, and the fixtures of a property's test stay the same from example to example.
+hypothesis.settings.register_profile(
+    "after-hours",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("after-hours")
 _servers = contextlib.ExitStack()
 _numbers = itertools.count()
 
@@ -139,14 +152,14 @@ def settings(database_url: str, redis_url: str) -> Settings:
 
 
 @pytest.fixture
-def app(settings: Settings, redis: Redis) -> Iterator[Flask]:
+def app(settings: Settings, redis: Redis, request: pytest.FixtureRequest) -> Iterator[Flask]:
     """Return an app; no context is pushed: each request, job and `with app.app_context()` has its own, as in earnest."""
     app = create_app(settings)
     app.testing = True
     yield app
     structlog.contextvars.clear_contextvars()
     with app.app_context():
-        assert not is_redis_away() or "redis_away" in os.environ.get("PYTEST_CURRENT_TEST", "")
+        assert not is_redis_away() or "own_valkey" in request.fixturenames
         db.engine.dispose()
 
 
@@ -176,3 +189,50 @@ def events(redis: Redis) -> Iterator[Callable[[], list[dict[str, Any]]]]:
             return [json.loads(message["data"]) for message in messages]
 
         yield read
+
+
+@pytest.fixture
+def make_app(settings: Settings, redis: Redis) -> Iterator[Callable[..., Flask]]:
+    """Return a function that makes another app on this test's servers, with some settings changed."""
+    made = []
+
+    def make(**changes: Any) -> Flask:
+        app = create_app(dataclasses.replace(settings, **changes))
+        app.testing = True
+        made.append(app)
+        return app
+
+    yield make
+    structlog.contextvars.clear_contextvars()
+    for app in made:
+        with app.app_context():
+            db.engine.dispose()
+
+
+@pytest.fixture
+def wire(database_url: str) -> Iterator[Wire]:
+    """Return a tapped way to this test's database."""
+    with tempfile.TemporaryDirectory(prefix="wire-") as folder, Wire(Path(folder), database_url) as wire:
+        thread = threading.Thread(target=wire.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield wire
+        wire.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[OwnValkey]:
+    """Return a Valkey of this test's own, running; it may be stopped, paused, and started again."""
+    server = OwnValkey(Path(os.environ["TEST_FOLDER"]) / f"own-{os.getpid()}")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def module_database_url() -> Iterator[str]:
+    """Return the URL of a database, migrated and empty, that the tests of a module share."""
+    name = f"module_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_numbers)}"
+    _execute(f"CREATE DATABASE {name} TEMPLATE template_after_hours STRATEGY wal_log")
+    yield _database_url(name)
+    _execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -3,10 +3,13 @@
 import itertools
 import os
 import time
-from typing import Any
+from typing import Any, cast
 
 import jwt
 import psycopg2.extras
+from redis import Redis
+
+from afterhours_service.timers import SCHEDULED
 
 SECRET = "a secret for tests, of 32 bytes or more"
 PLACE = {"latitude": 52.52, "longitude": 13.405}
@@ -96,3 +99,9 @@ class Factory:
         """Return how many rows a table has."""
         count: int = self.execute(f"SELECT count(*) AS n FROM {table}")[0].n
         return count
+
+
+def scheduled(redis: Redis) -> dict[str, float]:
+    """Return the armed timers and periodic jobs, and the moments they are due, the next first."""
+    entries = cast("list[tuple[bytes, float]]", redis.zrange(SCHEDULED, 0, -1, withscores=True))
+    return {raw.decode(): due for raw, due in entries}

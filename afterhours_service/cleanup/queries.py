@@ -22,6 +22,11 @@ _ORPHANED_PREFERENCES = (
     "FROM after_hours_preferences AS p WHERE NOT EXISTS (SELECT FROM users AS u WHERE u.id = p.user_id)"
 )
 _OVERDUE = "FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= now()"
+# What a run deletes, seen before it: overdue sessions are ended first, and sessions leave their fingerprints behind.
+_OLD_SESSIONS_BEFORE = (
+    "FROM after_hours_sessions AS s"
+    " WHERE (ended_at < now() - :retention OR ended_at IS NULL AND expires_at < now() - :retention)"
+)
 
 
 def try_lock() -> bool:
@@ -37,7 +42,7 @@ def delete_old_declines(batch: int, retention: timedelta) -> int:
 
 def delete_old_sessions(batch: int, retention: timedelta) -> int:
     """Delete up to `batch` sessions that ended longer ago than the retention, and return how many."""
-    return _delete("after_hours_sessions", _old_sessions(), batch, retention=retention)
+    return _delete("after_hours_sessions", _OLD_SESSIONS + _but_for_matches(), batch, retention=retention)
 
 
 def delete_orphaned_fingerprints(batch: int, retention: timedelta) -> int:  # noqa: ARG001 - one shape for all steps
@@ -56,12 +61,14 @@ def delete_orphaned_preferences(batch: int, retention: timedelta) -> int:  # noq
 
 
 def count(retention: timedelta) -> dict[str, int]:
-    """Return how many rows each step would work off now."""
+    """Return how many rows each step of a run would work off now."""
+    old_sessions = _OLD_SESSIONS_BEFORE + _but_for_matches()
+    orphaned_soon = f"FROM device_fingerprints WHERE session_id IN (SELECT s.id {old_sessions})"
     steps = {
         "overdue_sessions": _OVERDUE,
         "declines": _OLD_DECLINES,
-        "sessions": _old_sessions(),
-        "fingerprints": _ORPHANED_FINGERPRINTS,
+        "sessions": old_sessions,
+        "fingerprints": f"FROM (SELECT {_ORPHANED_FINGERPRINTS} UNION ALL SELECT {orphaned_soon}) AS f",
         "profiles": _ORPHANED_PROFILES,
         "preferences": _ORPHANED_PREFERENCES,
     }
@@ -71,9 +78,9 @@ def count(retention: timedelta) -> dict[str, int]:
     }
 
 
-def _old_sessions() -> str:
+def _but_for_matches() -> str:
     has_matches = db.session.execute(text("SELECT to_regclass('after_hours_matches') IS NOT NULL")).scalar_one()
-    return _OLD_SESSIONS + (_WITHOUT_MATCHES if has_matches else "")
+    return _WITHOUT_MATCHES if has_matches else ""
 
 
 def _delete(table: str, rows: str, batch: int, **parameters: Any) -> int:

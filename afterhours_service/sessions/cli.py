@@ -17,7 +17,7 @@ def sessions(context: click.Context) -> None:
 
 
 @sessions.command("list")
-@click.option("--limit", default=100, show_default=True, help="How many at the most.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at the most.")
 def list_sessions(limit: int) -> None:
     """List the active sessions, the next to expire first; never where they are."""
     rows = service.list_active(limit)

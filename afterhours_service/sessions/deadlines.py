@@ -21,6 +21,7 @@ from afterhours_service.timers import Timer, arm_timer, armed_timers, disarm_tim
 logger = get_logger(__name__)
 
 PREFIX = "session-timer-"
+CHUNK = 500  # timers a trip to Redis arms: few enough to be there within its timeout
 
 
 def arm(trip: Pipeline, expires_at: datetime) -> None:
@@ -95,6 +96,8 @@ def _seconds(expires_at: datetime) -> tuple[int, int]:
 
 
 def _arm_all(seconds: Iterable[int]) -> None:
-    with after_commit() as trip:
-        for second in seconds:
-            arm_timer(trip, _timer(second))
+    seconds = sorted(seconds)  # the next first, should Redis go away
+    for begin in range(0, len(seconds), CHUNK):
+        with after_commit() as trip:
+            for second in seconds[begin : begin + CHUNK]:
+                arm_timer(trip, _timer(second))

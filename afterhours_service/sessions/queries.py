@@ -46,8 +46,7 @@ _END_OWN_OVERDUE = text(f"""
 """)  # noqa: S608
 
 # Rounded up to a whole second, so that no session is shorter than its member chose.
-_START = text(f"""
-    WITH started AS (
+_INSERT = f"""
         INSERT INTO after_hours_sessions
             (user_id, started_at, expires_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
         SELECT :member_id, now, date_trunc('second', now + :length + interval '999999 microseconds'),
@@ -56,9 +55,12 @@ _START = text(f"""
         WHERE EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id)
         ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
         RETURNING {_COLUMNS}
-    ), fingerprint AS (
+"""  # noqa: S608
+_START = text(_INSERT)
+_START_WITH_DEVICE = text(f"""
+    WITH started AS ({_INSERT}), fingerprint AS (
         INSERT INTO device_fingerprints (user_id, session_id, device_id, device_model, platform)
-        SELECT user_id, id, :device_id, :device_model, :platform FROM started WHERE :with_device
+        SELECT user_id, id, :device_id, :device_model, :platform FROM started
     )
     SELECT * FROM started
 """)  # noqa: S608
@@ -79,11 +81,12 @@ _EXTEND = text(f"""
 """)  # noqa: S608
 
 # SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
+# NO KEY: who only refers to it, by a decline, is in nobody's way.
 _END_DUE = text(f"""
     UPDATE after_hours_sessions SET ended_at = expires_at
     WHERE id = ANY (ARRAY(
         SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= statement_timestamp()
-        ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
+        ORDER BY expires_at LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
     ))
     RETURNING {_COLUMNS}
 """)  # noqa: S608
@@ -94,7 +97,7 @@ _WARN_DUE = text(f"""
         SELECT id FROM after_hours_sessions
         WHERE ended_at IS NULL AND warned_at IS NULL
             AND expires_at > statement_timestamp() AND expires_at <= statement_timestamp() + :lead
-        ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
+        ORDER BY expires_at LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
     ))
     RETURNING {_COLUMNS}
 """)  # noqa: S608
@@ -141,7 +144,7 @@ def start(
     """
     device = device or {}
     return _one(
-        _START,
+        _START_WITH_DEVICE if any(device.values()) else _START,
         member_id=member_id,
         length=length,
         latitude=exact.latitude,
@@ -151,7 +154,6 @@ def start(
         device_id=device.get("device_id"),
         device_model=device.get("device_model"),
         platform=device.get("platform"),
-        with_device=any(device.values()),
     )
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from secrets import SystemRandom
 from typing import NamedTuple
 
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from psycopg2.errors import ForeignKeyViolation
+from sqlalchemy.exc import DBAPIError
 
 from afterhours_service import errors, events
 from afterhours_service.extensions import current_settings, db
@@ -49,22 +50,21 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
             started = queries.start(member_id, length, place, blurred, device)
         except DBAPIError as error:
             db.session.rollback()
-            if errors.is_database_away(error):
-                raise
-            if isinstance(error, IntegrityError) and device is None:  # the member was deleted since the gate
+            if device and not error.connection_invalidated:  # it must not block the start: again, without
+                logger.warning("fingerprint not stored", error=type(error.orig).__name__)
+                device = None
+                continue
+            if isinstance(error.orig, ForeignKeyViolation):  # the member was deleted since the gate
                 raise errors.VerificationRequired from error
-            if device is None:
-                raise
-            logger.warning("fingerprint not stored", error=type(error.orig).__name__)
-            device = None
-            continue
+            raise
         if started:
             break
+        # Refused: rolled back, so that a session that ran out is left to whoever ends and announces it.
         if not queries.has_profile(member_id):
-            db.session.commit()
+            db.session.rollback()
             raise errors.ProfileRequired
         if other := queries.active(member_id):
-            db.session.commit()
+            db.session.rollback()
             raise errors.SessionAlreadyActive(session=ActiveSchema().dump(other))
         # The other one ended between the two statements: look again.
     else:

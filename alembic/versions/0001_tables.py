@@ -166,6 +166,8 @@ def downgrade() -> None:
         op.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {table}_{name}_check")
     if "after_hours_sessions" not in made_here:
         op.execute("ALTER TABLE after_hours_sessions DROP COLUMN IF EXISTS warned_at")
+    if "after_hours_profiles" not in made_here and not _exists("after_hours_profiles WHERE photo_url IS NULL"):
+        op.execute("ALTER TABLE after_hours_profiles ALTER COLUMN photo_url SET NOT NULL")
     for table in reversed([*HOST_TABLES, *OUR_TABLES]):
         if table in made_here:
             op.execute(f"DROP TABLE {table}")
@@ -186,11 +188,17 @@ def _made_here() -> set[str]:
 
 def _add_check(table: str, name: str, rule: str) -> None:
     """Add a CHECK, unless an adopted row breaks it: that row must still be ended and deleted by its ordinary way."""
-    if op.get_bind().execute(sa.text(f"SELECT EXISTS (SELECT FROM {table} WHERE NOT ({rule}))")).scalar():
+    if _exists(f"pg_constraint WHERE conrelid = '{table}'::regclass AND conname = '{name}'"):
+        return  # by an earlier, interrupted run
+    if _exists(f"{table} WHERE NOT ({rule})"):
         logger.warning("%s left off: %s has rows that break it", name, table)
         return
     op.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} CHECK ({rule}) NOT VALID")
     op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}")
+
+
+def _exists(rows: str) -> bool:
+    return bool(op.get_bind().execute(sa.text(f"SELECT EXISTS (SELECT FROM {rows})")).scalar())
 
 
 def _is_invalid(index: str) -> bool:

@@ -1,0 +1,32 @@
+"""A Valkey of a test's own, to be stopped, paused, and started again."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from dev.embedded import home, valkey
+
+
+class OwnValkey:
+    """Runs from `start` until `stop`; it forgets everything when it stops."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running = contextlib.ExitStack()
+        self._pid = 0
+        self.url = f"unix://{folder}/srv/valkey.sock?db=0"
+
+    def start(self) -> None:
+        place = self._running.enter_context(home(self._folder))
+        self.url, self._pid = self._running.enter_context(valkey(place, options=()))
+
+    def stop(self) -> None:
+        self._running.close()
+
+    def pause(self) -> None:
+        """Let it keep its connections, take new ones, and answer none."""
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self._pid, signal.SIGCONT)

@@ -1,0 +1,44 @@
+"""The demo members are what they are announced to be."""
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from afterhours_service.config import Settings
+from dev import demo
+from tests.factories import PLACE, Factory
+
+TABLES = ("users", "profiles", "user_subscriptions", "after_hours_profiles")
+
+
+def seed(app: Flask) -> None:
+    with app.app_context():
+        demo.seed()
+
+
+@pytest.mark.parametrize("member", demo.MEMBERS, ids=lambda member: member.id)
+def test_each_demo_member_gets_the_answer_that_is_announced(
+    app: Flask, client: FlaskClient, settings: Settings, member: demo.Member
+) -> None:
+    seed(app)
+    response = client.post(
+        "/api/after-hours/session/start",
+        json={"duration": 15, **PLACE},
+        headers={"Authorization": f"Bearer {demo.token(member.id, settings)}"},
+    )
+    code = response.json["code"] if response.json and response.status_code >= 400 else ""
+    assert f"{response.status_code} {code}".strip() == member.answer
+
+
+def test_there_is_a_happy_one_and_one_for_each_refusal_of_the_gate() -> None:
+    answers = {member.answer for member in demo.MEMBERS}
+    assert answers >= {"201", "403 PREMIUM_REQUIRED", "403 VERIFICATION_REQUIRED", "403 CONSENT_REQUIRED"}
+
+
+def test_seeding_again_changes_nothing(app: Flask, factory: Factory) -> None:
+    seed(app)
+    factory.execute("UPDATE users SET after_hours_consent = true WHERE id = 'demo-silent'")
+    before = [factory.execute(f"SELECT * FROM {table} ORDER BY 1") for table in TABLES]
+    assert all(before)
+    seed(app)
+    assert [factory.execute(f"SELECT * FROM {table} ORDER BY 1") for table in TABLES] == before

@@ -1,0 +1,103 @@
+"""Every statement finds its rows by an index, on 200,000 sessions."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+from flask import Flask
+from sqlalchemy import event
+
+from afterhours_service import host
+from afterhours_service.cleanup import queries as cleanup
+from afterhours_service.extensions import db
+from afterhours_service.location import Point
+from afterhours_service.sessions import queries as sessions
+from tests.factories import Factory
+
+WEEK, MINUTES = timedelta(days=7), timedelta(minutes=15)
+PLACE = Point(52.52, 13.405)
+DEVICE = {"device_id": "d", "device_model": "m", "platform": "ios"}
+CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
+    host.standing: ("m7",),
+    sessions.active: ("m7",),
+    sessions.end_own_overdue: ("m7",),
+    sessions.start: ("m19999", MINUTES, PLACE, PLACE, DEVICE),
+    sessions.has_profile: ("m7",),
+    sessions.end: ("m7",),
+    sessions.extend: ("m7", MINUTES),
+    sessions.end_due: (1000,),
+    sessions.warn_due: (1000, timedelta(minutes=2)),
+    sessions.expiry_seconds: (),
+    sessions.needed_seconds: ([1_800_000_000, 1_800_000_001], timedelta(minutes=2)),
+    sessions.list_active: (100,),
+    sessions.now: (),
+    cleanup.try_lock: (),
+    cleanup.delete_old_declines: (1000, WEEK),
+    cleanup.delete_old_sessions: (1000, WEEK),
+    cleanup.delete_orphaned_fingerprints: (1000, WEEK),
+    cleanup.delete_orphaned_profiles: (1000, WEEK),
+    cleanup.delete_orphaned_preferences: (1000, WEEK),
+    cleanup.count: (WEEK,),
+}
+# Whose user is gone is only known by looking at all; once a night.
+LOOK_AT_ALL = {("after_hours_profiles", "users"), ("after_hours_preferences", "users")}
+
+# 20,000 members with ten sessions each: the last is active for 5,000 of them and overdue for 50, and 2 % of all have
+# served their time, as have a few declines and fingerprints.
+ROWS = """
+    ALTER TABLE after_hours_sessions DROP CONSTRAINT after_hours_sessions_user_id_fkey;  -- only to be quicker
+    INSERT INTO users (id, provider, id_verified, after_hours_consent)
+        SELECT 'm' || n, 'test', true, true FROM generate_series(0, 19999) AS n;
+    INSERT INTO user_subscriptions (user_id, is_active) SELECT id, true FROM users;
+    INSERT INTO after_hours_profiles (user_id) SELECT id FROM users;
+    INSERT INTO after_hours_preferences (user_id) SELECT id FROM users;
+    INSERT INTO after_hours_sessions
+        (user_id, started_at, expires_at, ended_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
+        SELECT 'm' || n % 20000, expiry - interval '1 hour', expiry, CASE WHEN n >= 5000 THEN expiry END, 1, 1, 1, 1
+        FROM generate_series(0, 199999) AS n CROSS JOIN LATERAL (SELECT date_trunc('second', now()) + CASE
+            WHEN n < 50 THEN - interval '10 seconds' WHEN n < 5000 THEN (n % 3600 + 1) * interval '1 second'
+            WHEN n < 196000 THEN - n * interval '3 seconds' ELSE - interval '8 days' END AS expiry) AS e;
+    INSERT INTO device_fingerprints (user_id, session_id)
+        SELECT user_id, CASE WHEN random() < 0.98 THEN id END FROM after_hours_sessions LIMIT 20000;
+    INSERT INTO after_hours_declines (session_id, user_id, declined_user_id, created_at)
+        SELECT id, user_id, 'm' || (substr(user_id, 2)::int + 1) % 20000, ended_at
+        FROM after_hours_sessions WHERE ended_at < now() - interval '6 days' LIMIT 20000
+        ON CONFLICT DO NOTHING;
+    ANALYZE;
+"""
+
+
+def scans(plan: dict[str, Any]) -> Iterator[str]:
+    """Yield the tables that a plan reads from end to end."""
+    if plan["Node Type"] == "Seq Scan":
+        yield plan["Relation Name"]
+    for part in plan.get("Plans", ()):
+        yield from scans(part)
+
+
+def test_no_statement_reads_a_table_from_end_to_end(app: Flask, factory: Factory) -> None:
+    for module in (sessions, cleanup):
+        own = {f for _, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__}
+        assert {f for f in own if not f.__name__.startswith("_")} <= CALLS.keys()
+
+    factory.execute(ROWS)
+    ran: list[tuple[str, str, Any]] = []
+    with app.app_context():
+        for call, arguments in CALLS.items():
+
+            def remember(_c: Any, _cursor: Any, statement: str, values: Any, *_others: Any, call: Any = call) -> None:
+                ran.append((call.__name__, statement, values))
+
+            event.listen(db.engine, "before_cursor_execute", remember)
+            call(*arguments)
+            event.remove(db.engine, "before_cursor_execute", remember)
+            db.session.rollback()
+        found = {}
+        for name, statement, values in ran:
+            cursor = db.session.connection().connection.cursor()
+            cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}", values)
+            [([explained],)] = cursor.fetchall()
+            found[name, statement] = set(scans(explained["Plan"]))
+            db.session.rollback()
+    assert [key for key, tables in found.items() if tables and tuple(sorted(tables)) not in LOOK_AT_ALL] == []

@@ -1,0 +1,347 @@
+"""The schema, made from nothing, beside the host's tables, and out of the Node service's."""
+
+import contextlib
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg2
+import pytest
+from flask import Flask
+from flask_migrate import check, downgrade, upgrade
+from psycopg2.errors import CheckViolation, ForeignKeyViolation, LockNotAvailable, NotNullViolation, UniqueViolation
+from redis import Redis
+from sqlalchemy.exc import OperationalError
+
+import afterhours_service
+from afterhours_service import create_app
+from afterhours_service.extensions import db
+from afterhours_service.sessions import service
+from afterhours_service.timers import armed_timers
+from tests.conftest import ROOT, make_settings
+from tests.factories import SECRET, Factory
+
+NODE = (ROOT / "tests/host_schema.sql").read_text()
+HOST = NODE.partition("\n\n")[0]
+HOST_TABLES = ("users", "profiles", "user_subscriptions")
+OUR_TABLES = (
+    "after_hours_profiles",
+    "after_hours_preferences",
+    "after_hours_sessions",
+    "after_hours_declines",
+    "device_fingerprints",
+)
+HOST_DATA = """
+    INSERT INTO users (id, provider, email, id_verified, id_verified_at, after_hours_consent)
+        SELECT 'u' || n, 'apple', n || '@example.org', n % 2 = 0, now(), nullif(n, 3) > 1
+        FROM generate_series(1, 6) AS n;
+    INSERT INTO profiles (user_id, name, age, bio, photos, gender)
+        SELECT id, 'Ö ''' || id, 17 + length(id), 'bio', '{a,b}', 'whatever' FROM users;
+    INSERT INTO user_subscriptions (user_id, is_active, platform, expires_at) SELECT id, true, 'ios', now() FROM users;
+    INSERT INTO blocks (id, user_id, blocked_user_id) VALUES ('b', 'u1', 'u2');
+    INSERT INTO matches (id) VALUES ('m');
+"""
+# Live (u1), overdue by a minute and by a month (u2, u3), ended early and late (u4, u5); expiries with fractions.
+NODE_DATA = (
+    HOST_DATA
+    + """
+    INSERT INTO after_hours_profiles (user_id, photo_url, photo_hash) SELECT id, 'key/' || id, 'abc' FROM users;
+    INSERT INTO after_hours_preferences (user_id, interests, sexual_orientation, min_age)
+        SELECT id, '{jazz}', nullif('Gay', CASE id WHEN 'u1' THEN 'Gay' END), 18 FROM users;
+    INSERT INTO after_hours_sessions
+        (user_id, started_at, expires_at, ended_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
+        SELECT id, expiry - interval '30 minutes', expiry, ending, -89.12345678, -179.12345678, 1.5, 2.5
+        FROM (VALUES ('u1', date_trunc('second', now()) + interval '10 minutes 123456 microseconds', NULL),
+                     ('u2', now() - interval '1 minute 1 microsecond', NULL),
+                     ('u3', now() - interval '30 days', NULL),
+                     ('u4', now(), now() - interval '5 minutes'),
+                     ('u5', now() - interval '1 hour', now() - interval '59 minutes')) AS v (id, expiry, ending);
+    INSERT INTO after_hours_declines (session_id, user_id, declined_user_id, decline_count)
+        SELECT id, user_id, 'u6', 2 FROM after_hours_sessions;
+    INSERT INTO after_hours_matches (session_id, user_id_1, user_id_2, expires_at, converted_to_match_id)
+        SELECT id, user_id, 'u6', expires_at, 'm' FROM after_hours_sessions;
+    INSERT INTO after_hours_messages (match_id, sender_id, text) SELECT id, user_id_1, 'hi' FROM after_hours_matches;
+    INSERT INTO device_fingerprints (user_id, session_id, device_id, platform)
+        SELECT user_id, id, 'd', 'web' FROM after_hours_sessions UNION ALL SELECT 'u1', NULL, NULL, NULL;
+    INSERT INTO banned_photo_hashes (photo_hash) VALUES ('abc');
+"""
+)
+PLACES = pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param(HOST + HOST_DATA, id="host"),
+        pytest.param(NODE + NODE_DATA, id="node"),
+    ],
+)
+
+Definitions = dict[str, set[str]]
+Rows = dict[str, list[dict[str, Any]]]
+
+
+class Database(NamedTuple):
+    url: str
+    sql: Factory
+    app: Flask
+
+    def upgrade(self, **options: Any) -> None:
+        with self.app.app_context():
+            upgrade(**options)
+
+    def downgrade(self) -> None:
+        with self.app.app_context():
+            downgrade(revision="base")
+
+    def definitions(self) -> Definitions:
+        """Return what each table is made of, in PostgreSQL's own words."""
+        rows = self.sql.execute("""
+            SELECT c.relname AS table, part FROM pg_class AS c CROSS JOIN LATERAL (  -- not null: with the column
+                SELECT format('%s %s %s %s', attname, format_type(atttypid, atttypmod),
+                    CASE WHEN attnotnull THEN 'not null' END, pg_get_expr(adbin, adrelid))
+                FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+                WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+                UNION ALL SELECT conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint
+                WHERE conrelid = c.oid AND contype <> 'n'
+                UNION ALL SELECT pg_get_indexdef(indexrelid) || CASE WHEN indisvalid THEN '' ELSE ' INVALID' END
+                FROM pg_index WHERE indrelid = c.oid) AS p (part)
+            WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND relname NOT LIKE '%_alembic_version'
+            """)
+        found: Definitions = {}
+        for row in rows:
+            found.setdefault(row.table, set()).add(row.part)
+        return found
+
+    def rows(self) -> Rows:
+        return {
+            table: [
+                row.r
+                for row in self.sql.execute(f"SELECT to_jsonb(t) AS r FROM {table} AS t ORDER BY to_jsonb(t)::text")
+            ]
+            for table in self.definitions()
+        }
+
+
+@pytest.fixture
+def make(make_database: Callable[..., str]) -> Iterator[Callable[[str], Database]]:
+    """Return a function that makes an unmigrated database, and runs some SQL in it."""
+    with contextlib.ExitStack() as stack:
+
+        def build(before: str) -> Database:
+            url = make_database(None)
+            connection = stack.enter_context(contextlib.closing(psycopg2.connect(url)))
+            connection.autocommit = True
+            database = Database(url, Factory(connection), create_app(make_settings(url, os.environ["TEST_REDIS_URL"])))
+            stack.callback(dispose, database.app)
+            if before:
+                database.sql.execute(before)
+            return database
+
+        yield build
+
+
+def dispose(app: Flask) -> None:
+    with app.app_context():
+        db.engine.dispose()
+
+
+def run(database: Database, *command: str) -> subprocess.CompletedProcess[str]:
+    environ = {"PATH": os.defpath, "DATABASE_URL": database.url, "JWT_SECRET": SECRET}
+    program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
+    return subprocess.run(program, check=False, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+
+
+def make_from_models(make: Callable[[str], Database]) -> Database:
+    for module in pkgutil.walk_packages(afterhours_service.__path__, "afterhours_service."):
+        if module.name.endswith(".models"):
+            importlib.import_module(module.name)
+    database = make("")
+    with database.app.app_context():
+        db.create_all()
+    return database
+
+
+def kept(rows: Rows, before: Rows) -> Rows:
+    """Return what was there before of `rows`: the tables and columns that are new are left out."""
+    columns = {table: set(known[0]) for table, known in before.items()}
+    return {
+        table: [{name: value for name, value in row.items() if name in columns[table]} for row in rows[table]]
+        for table in before
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("flask", "--app", "afterhours_service", "db", "upgrade"), ("alembic", "upgrade", "head")],
+    ids=lambda command: command[0],
+)
+def test_both_commands_migrate_from_nothing(make: Callable[[str], Database], command: tuple[str, ...]) -> None:
+    database = make("")
+    done = run(database, *command)
+    assert done.returncode == 0, done.stderr
+    definitions = database.definitions()
+    assert set(definitions) == {*HOST_TABLES, *OUR_TABLES}
+    database.upgrade()
+    assert database.definitions() == definitions
+
+
+def test_from_nothing_the_schema_is_exactly_what_the_models_say(make: Callable[[str], Database]) -> None:
+    migrated, modelled = make(""), make_from_models(make)
+    migrated.upgrade()
+    assert migrated.definitions() == modelled.definitions()
+
+
+@pytest.mark.parametrize("before", [HOST, NODE], ids=["host", "node"])
+def test_beside_the_host_our_tables_have_everything_that_the_models_say(
+    make: Callable[[str], Database], before: str
+) -> None:
+    migrated, modelled = make(before), make_from_models(make)
+    migrated.upgrade()
+    there, wanted = migrated.definitions(), modelled.definitions()
+    assert {table: wanted[table] - there[table] for table in OUR_TABLES} == {table: set() for table in OUR_TABLES}
+    with migrated.app.app_context():
+        check()
+
+
+def test_a_difference_from_the_models_is_noticed(make: Callable[[str], Database]) -> None:
+    database = make("")
+    database.upgrade()
+    database.sql.execute("DROP INDEX idx_after_hours_declines_created")
+    with database.app.app_context(), pytest.raises(SystemExit):
+        check()
+
+
+@pytest.mark.parametrize("before", [HOST + HOST_DATA, NODE + NODE_DATA], ids=["host", "node"])
+def test_no_row_is_lost_or_changed_and_the_hosts_tables_stay_as_they_are(
+    make: Callable[[str], Database], before: str
+) -> None:
+    database = make(before)
+    definitions, rows = database.definitions(), database.rows()
+    assert all(rows.values())
+    database.upgrade()
+    assert kept(database.rows(), rows) == rows
+    hosts = set(definitions) - set(OUR_TABLES)
+    assert {t: d for t, d in database.definitions().items() if t in hosts} == {t: definitions[t] for t in hosts}
+    # What is there of an adopted table stays, but that a photo is no longer required.
+    for table in set(definitions) & set(OUR_TABLES):
+        assert definitions[table] - database.definitions()[table] <= {"photo_url text not null "}
+
+
+@PLACES
+def test_down_restores_what_was_there_and_up_again_is_the_same(make: Callable[[str], Database], before: str) -> None:
+    database = make(before)
+    definitions, rows = database.definitions(), database.rows()
+    database.upgrade()
+    upgraded = database.definitions()
+    database.downgrade()
+    assert database.definitions() == definitions
+    assert database.rows() == rows
+    database.upgrade()
+    assert database.definitions() == upgraded
+    assert kept(database.rows(), rows) == rows
+
+
+def test_down_keeps_profiles_that_have_no_photo(make: Callable[[str], Database]) -> None:
+    database = make(NODE + NODE_DATA)
+    database.upgrade()
+    database.sql.execute("UPDATE after_hours_profiles SET photo_url = NULL WHERE user_id = 'u1'")
+    rows = database.rows()["after_hours_profiles"]
+    database.downgrade()
+    assert database.rows()["after_hours_profiles"] == rows
+
+
+def test_an_interrupted_run_is_taken_up_and_its_half_made_index_made_anew(make: Callable[[str], Database]) -> None:
+    database = make(NODE + NODE_DATA)
+    database.upgrade()
+    definitions = database.definitions()
+    # As if the run had ended in the middle of its last index: what came before is committed, the revision is not noted.
+    database.sql.execute("DELETE FROM after_hours_alembic_version")
+    database.sql.execute("DROP INDEX idx_device_fingerprints_user")
+    with pytest.raises(UniqueViolation):
+        database.sql.execute(
+            "CREATE UNIQUE INDEX CONCURRENTLY idx_device_fingerprints_user ON device_fingerprints (device_id)"
+        )
+    assert any("INVALID" in part for part in database.definitions()["device_fingerprints"])
+    database.upgrade()
+    assert database.definitions() == definitions
+
+
+def test_a_locked_table_makes_the_migration_give_up_and_leaves_all_as_it_was(make: Callable[[str], Database]) -> None:
+    database = make(NODE + NODE_DATA)
+    definitions, rows = database.definitions(), database.rows()
+    with contextlib.closing(psycopg2.connect(database.url)) as holder, holder.cursor() as cursor:
+        cursor.execute("LOCK TABLE after_hours_profiles IN ACCESS SHARE MODE")
+        with pytest.raises(OperationalError) as failure:
+            database.upgrade(x_arg="lock_timeout=50ms")
+        assert isinstance(failure.value.orig, LockNotAvailable)
+    assert database.definitions() == definitions
+    assert database.rows() == rows
+    database.upgrade()
+
+
+def test_an_adopted_row_that_breaks_a_check_leaves_that_check_off(make: Callable[[str], Database]) -> None:
+    database = make(NODE + NODE_DATA)
+    database.sql.execute("UPDATE after_hours_preferences SET seeking_gender = 'Woman' WHERE user_id = 'u1'")
+    rows = database.rows()
+    database.upgrade()
+    assert kept(database.rows(), rows) == rows
+    checks = {part.split()[0] for part in database.definitions()["after_hours_preferences"] if " CHECK " in part}
+    assert checks == {f"after_hours_preferences_{n}_check" for n in ("ages", "max_distance_km", "sexual_orientation")}
+
+
+SESSION = """
+    INSERT INTO after_hours_sessions (user_id, expires_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
+    VALUES """
+DECLINE_AGAIN = """
+    INSERT INTO after_hours_declines (session_id, user_id, declined_user_id)
+    SELECT id, user_id, 'u6' FROM after_hours_sessions"""
+REFUSED: list[tuple[str, type[Exception]]] = [
+    (SESSION + "('u1', now() + interval '1 hour', 1, 1, 1, 1)", UniqueViolation),
+    (SESSION + "('u6', now(), 1, 1, 1, 1)", CheckViolation),
+    (SESSION + "('u6', now() + interval '1 hour', 90.00000001, 1, 1, 1)", CheckViolation),
+    (SESSION + "('u6', now() + interval '1 hour', 1, -180.00000001, 1, 1)", CheckViolation),
+    (SESSION + "('u6', now() + interval '1 hour', 1, 1, -91, 1)", CheckViolation),
+    (SESSION + "('u6', now() + interval '1 hour', 1, 1, 1, 181)", CheckViolation),
+    (SESSION + "('nobody', now() + interval '1 hour', 1, 1, 1, 1)", ForeignKeyViolation),
+    (SESSION + "('u6', NULL, 1, 1, 1, 1)", NotNullViolation),
+    ("UPDATE after_hours_preferences SET seeking_gender = 'any'", CheckViolation),
+    ("UPDATE after_hours_preferences SET max_distance_km = 0", CheckViolation),
+    ("UPDATE after_hours_preferences SET max_distance_km = 201", CheckViolation),
+    ("UPDATE after_hours_preferences SET min_age = 17", CheckViolation),
+    ("UPDATE after_hours_preferences SET max_age = 100", CheckViolation),
+    ("UPDATE after_hours_preferences SET min_age = 40, max_age = 39", CheckViolation),
+    ("UPDATE after_hours_preferences SET sexual_orientation = ''", CheckViolation),
+    (DECLINE_AGAIN, UniqueViolation),
+    ("INSERT INTO device_fingerprints (user_id, session_id) VALUES ('u1', gen_random_uuid())", ForeignKeyViolation),
+]
+
+
+def test_the_database_refuses_what_breaks_a_rule(make: Callable[[str], Database]) -> None:
+    database = make(NODE + NODE_DATA)
+    database.upgrade()
+    rows = database.rows()
+    for statement, refusal in REFUSED:
+        with pytest.raises(refusal):
+            database.sql.execute(statement)
+    assert database.rows() == rows
+
+
+def test_after_a_take_over_live_sessions_get_their_timers_and_overdue_ones_end(
+    make: Callable[[str], Database], redis: Redis
+) -> None:
+    database = make(NODE + NODE_DATA)
+    database.upgrade()
+    with database.app.app_context():
+        service.reconcile()
+    [live] = database.sql.execute(
+        "SELECT ceil(extract(epoch FROM expires_at))::int AS s FROM after_hours_sessions WHERE ended_at IS NULL"
+    )
+    assert armed_timers(redis, "session-timer-") == {f"session-timer-{live.s}", f"session-timer-{live.s - 120}"}
+    overdue = database.sql.execute(
+        "SELECT user_id, ended_at = expires_at AS on_time FROM after_hours_sessions WHERE user_id IN ('u2', 'u3')"
+    )
+    assert [row.on_time for row in overdue] == [True, True]

@@ -1,0 +1,303 @@
+"""The three real processes, started as the Procfile says: they do their work, outlive Redis, and stop when told."""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.request import Request, urlopen
+
+import psycopg2
+import pytest
+from redis import Redis
+from redis.client import PubSub
+from rq.job import Job
+
+from afterhours_service.events import CHANNEL
+from afterhours_service.queue import QUEUES
+from afterhours_service.timers import Scheduler, Timer, arm_timer
+from tests.factories import PLACE, SECRET, Factory, bearer
+from tests.outages import OwnValkey
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+
+STOP_SECONDS = 10
+RECONCILE = "after-hours-reconcile"
+PROCFILE = dict(line.split(": ", 1) for line in Path("Procfile").read_text().splitlines())
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Wait until the condition holds, and return what it returned."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return result
+
+
+class Process:
+    """A process of the service, and what it wrote."""
+
+    def __init__(self, command: str, folder: Path, **environ: str) -> None:
+        self._log = folder / f"{time.monotonic_ns()}.log"
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                shlex.split(command), env={"PATH": path, **environ}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def says(self, pattern: str, times: int = 1) -> re.Match[str]:
+        """Wait until the process has written it so many times; return the last."""
+
+        def look() -> re.Match[str] | None:
+            assert self._process.poll() is None, self.output()
+            found = list(re.finditer(pattern, self.output()))
+            return found[-1] if len(found) >= times else None
+
+        match: re.Match[str] = eventually(look)
+        return match
+
+    def terminate(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+
+    def exit_code(self, seconds: float = STOP_SECONDS) -> int:
+        return self._process.wait(seconds)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Run:
+    """Starts processes of the Procfile in one environment."""
+
+    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
+        self._folder = folder
+        self._environ = environ
+        self._started: list[Process] = []
+
+    def __call__(self, command: str, **changes: str) -> Process:
+        process = Process(PROCFILE.get(command, command), self._folder, **{**self._environ, **changes})
+        self._started.append(process)
+        return process
+
+    def web(self) -> tuple[Process, str]:
+        """Start the API on a free port, and return it with its URL."""
+        process = self("web", GUNICORN_CMD_ARGS="--bind 127.0.0.1:0")
+        origin = process.says(r"Listening at: (http://\S+)")[1]
+        with urlopen(f"{origin}/healthz", timeout=30):
+            return process, f"{origin}/api/after-hours/session"
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+
+
+def environment(database_url: str, redis_url: str) -> dict[str, str]:
+    return {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "JWT_SECRET": SECRET,
+        "LOCATION_SECRET": SECRET,
+        "AFTER_HOURS_MINUTE_SECONDS": "1",
+    }
+
+
+@pytest.fixture
+def run(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Run]:
+    """Return what starts processes on this test's own database."""
+    with contextlib.closing(Run(tmp_path, environment(database_url, redis_url))) as run:
+        yield run
+
+
+def post(url: str, member: str, body: dict[str, Any]) -> dict[str, Any]:
+    headers = {**bearer(member), "Content-Type": "application/json"}
+    with urlopen(Request(url, json.dumps(body).encode(), headers, method="POST"), timeout=10) as response:
+        answer: dict[str, Any] = json.loads(response.read())["session"]
+        return answer
+
+
+def has_ended(factory: Factory, member: str) -> bool:
+    return factory.sessions(member)[0].ended_at is not None
+
+
+def arm_due_timer(redis: Redis) -> None:
+    with redis.pipeline() as trip:
+        arm_timer(trip, Timer("session-timer-1", 1, "afterhours_service.sessions.jobs.session_timer", (1,)))
+        trip.execute()
+
+
+class Evening(NamedTuple):
+    """The whole service, running, and a session of fifteen seconds that began when it did."""
+
+    factory: Factory
+    events: PubSub
+    member: str
+    session: dict[str, Any]
+    processes: tuple[Process, ...]
+
+
+@pytest.fixture(scope="module")
+def evening(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evening]:
+    with contextlib.ExitStack() as stack:
+        valkey = OwnValkey(Path(os.environ["TEST_FOLDER"]) / f"evening-{os.getpid()}")
+        stack.callback(valkey.stop)
+        valkey.start()
+        folder = tmp_path_factory.mktemp("evening")
+        run = stack.enter_context(contextlib.closing(Run(folder, environment(module_database_url, valkey.url))))
+        connection = stack.enter_context(contextlib.closing(psycopg2.connect(module_database_url)))
+        connection.autocommit = True
+        factory = Factory(connection)
+        events = stack.enter_context(stack.enter_context(Redis.from_url(valkey.url)).pubsub())
+        events.subscribe(CHANNEL)
+        others = run("worker"), run("scheduler")
+        web, url = run.web()
+        member = factory.member()
+        session = post(f"{url}/start", member, {"duration": 15, **PLACE})
+        yield Evening(factory, events, member, session, (web, *others))
+
+
+def test_a_session_expires_by_itself_on_time(evening: Evening) -> None:
+    expires_at = datetime.fromisoformat(evening.session["expiresAt"])
+    seen: dict[str, dict[str, Any]] = {}
+    deadline = time.monotonic() + 25
+    while "session_expired" not in seen and time.monotonic() < deadline:
+        if message := evening.events.get_message(ignore_subscribe_messages=True, timeout=1):
+            event = json.loads(message["data"])
+            assert event["targetUserId"] == evening.member
+            seen[event["type"].removeprefix("after_hours:")] = event
+    assert list(seen) == ["session_started", "session_expiring", "session_expired"]
+    for kind, due in (("session_expiring", expires_at - timedelta(seconds=2)), ("session_expired", expires_at)):
+        assert 0 <= (datetime.fromisoformat(seen[kind]["timestamp"]) - due).total_seconds() <= 1
+    [row] = evening.factory.sessions(evening.member)
+    assert row.ended_at == row.expires_at == expires_at
+    for process in evening.processes:
+        assert '"level": "error"' not in process.output()
+
+
+def test_what_is_in_flight_is_finished_before_each_process_stops(
+    run: Run, redis: Redis, factory: Factory, database_url: str
+) -> None:
+    processes = run("worker"), run("scheduler")
+    web, url = run.web()
+    eventually(lambda: Job.exists(RECONCILE, redis) and Job.fetch(RECONCILE, redis).is_finished)
+    overdue, live = factory.member(), factory.member()
+    factory.session(overdue, left=-60)
+    factory.session(live, left=900)
+    answers: list[dict[str, Any]] = []
+    request = threading.Thread(
+        target=lambda: answers.append(post(f"{url}/extend", live, {"additionalMinutes": 15})), daemon=True
+    )
+    waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with contextlib.closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE after_hours_sessions IN SHARE MODE")
+        request.start()
+        arm_due_timer(redis)
+        eventually(lambda: factory.count(waiting) == 2)
+        for process in (web, *processes):
+            process.terminate()
+        time.sleep(0.3)
+        connection.rollback()
+    assert [process.exit_code() for process in (web, *processes)] == [0, 0, 0]
+    request.join(5)
+    assert [answer["extendedByMinutes"] for answer in answers] == [15]
+    [row] = factory.sessions(overdue)
+    assert row.ended_at == row.expires_at
+
+
+class TestRedisAway:
+    """Each test may do to its Valkey what it likes."""
+
+    @pytest.fixture
+    def redis_url(self, own_valkey: OwnValkey) -> str:
+        return own_valkey.url
+
+    def test_worker_and_scheduler_outlive_redis_and_catch_up(
+        self, run: Run, factory: Factory, own_valkey: OwnValkey
+    ) -> None:
+        own_valkey.stop()
+        worker, scheduler = run("worker"), run("scheduler")
+        for outage in (1, 2):
+            for process in (worker, scheduler):
+                process.says("redis away|could not connect to Redis", times=outage)
+            member = factory.member()
+            factory.session(member, left=-60)
+            own_valkey.start()
+            eventually(functools.partial(has_ended, factory, member))
+            own_valkey.stop()
+        for process in (worker, scheduler):
+            process.terminate()
+        assert [process.exit_code() for process in (worker, scheduler)] == [0, 0]
+
+    def test_each_process_stops_whatever_it_waits_for(self, run: Run, redis: Redis, own_valkey: OwnValkey) -> None:
+        """Worker and scheduler for a Redis that is silent, the API for the other half of a request."""
+        processes = run("worker"), run("scheduler")
+        web, url = run.web()
+        eventually(lambda: redis.exists(Scheduler.scheduler_lock_key) and redis.scard("rq:workers"))
+        host, port = url.split("/")[2].split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST /api/after-hours/session/start HTTP/1.1\r\nContent-Le")
+            time.sleep(0.2)
+            own_valkey.pause()
+            for process in (web, *processes):
+                process.terminate()
+            assert [process.exit_code() for process in (web, *processes)] == [0, 0, 0]
+
+
+def test_of_two_schedulers_the_second_takes_over_when_the_first_stops(run: Run, redis: Redis) -> None:
+    def holder() -> Any:
+        return redis.get(Scheduler.scheduler_lock_key)
+
+    schedulers = {
+        process.says(r'"name": "(\w+)"')[1].encode(): process for process in (run("scheduler"), run("scheduler"))
+    }
+    first = eventually(holder)
+    active = schedulers.pop(first)
+    [(name, second)] = schedulers.items()
+    active.terminate()
+    assert active.exit_code() == 0
+    eventually(lambda: holder() == name, seconds=2)
+    second.terminate()
+    assert second.exit_code() == 0
+    assert holder() is None
+
+
+def test_a_plain_rq_worker_works_off_timers(run: Run, redis: Redis, redis_url: str, factory: Factory) -> None:
+    member = factory.member()
+    factory.session(member, left=-60)
+    arm_due_timer(redis)
+    Scheduler(redis, ()).tick()
+    worker = run(f"rq worker --burst --url {redis_url} {' '.join(QUEUES)}")
+    assert worker.exit_code(60) == 0
+    [row] = factory.sessions(member)
+    assert row.ended_at == row.expires_at
+
+
+def test_each_process_refuses_a_bad_environment_and_names_every_problem(run: Run) -> None:
+    bad = {
+        "DATABASE_URL": "mysql://root@localhost/app",
+        "REDIS_URL": "http://localhost",
+        "JWT_SECRET": "tiny-secret",
+        "AFTER_HOURS_MINUTE_SECONDS": "0",
+        "AFTER_HOURS_CLEANUP_CRON": "at dawn",
+    }
+    processes = [run(name, GUNICORN_CMD_ARGS="--bind 127.0.0.1:0", **bad) for name in PROCFILE]
+    for process in processes:
+        assert process.exit_code(60) != 0
+        for name in bad:
+            assert name in process.output()
+        assert "tiny-secret" not in process.output()

@@ -1,0 +1,203 @@
+"""Redis after a commit, while it is there, while it is away, and when it is back."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import structlog
+from flask import Flask
+from flask.testing import FlaskClient
+from redis import Redis
+from rq import Queue
+from rq.exceptions import StopRequested
+from rq.job import Job
+
+from afterhours_service.queue import (
+    HTTP_TIMEOUT_SECONDS,
+    TIMERS_QUEUE,
+    Worker,
+    after_commit,
+    enqueue,
+    is_redis_away,
+    job,
+)
+from afterhours_service.sessions.jobs import reconcile
+from afterhours_service.timers import SCHEDULED, Scheduler, Timer, arm_timer
+from tests.factories import PLACE, Factory, bearer, scheduled
+from tests.outages import OwnValkey
+
+API = "/api/after-hours/session"
+Outage = Callable[[OwnValkey], None]
+OUTAGES = pytest.mark.parametrize("outage", [OwnValkey.stop, OwnValkey.pause], ids=["stopped", "paused"])
+
+
+class TestRedisAway:
+    """Each test may do to its Valkey what it likes."""
+
+    @pytest.fixture
+    def redis_url(self, own_valkey: OwnValkey) -> str:
+        return own_valkey.url
+
+    @OUTAGES
+    def test_requests_are_answered_within_a_second(
+        self, own_valkey: OwnValkey, client: FlaskClient, factory: Factory, outage: Outage
+    ) -> None:
+        headers = bearer(factory.member())
+        steps: list[tuple[str, str, dict[str, Any] | None, int]] = [
+            ("POST", "/start", {"duration": 15, **PLACE}, 201),
+            ("POST", "/extend", {"additionalMinutes": 15}, 200),
+            ("GET", "", None, 200),
+            ("POST", "/end", None, 200),
+            ("GET", "", None, 200),
+        ]
+        outage(own_valkey)
+        for method, path, body, status in steps:
+            begun = time.perf_counter()
+            response = client.open(API + path, method=method, json=body, headers=headers)
+            assert response.status_code == status
+            assert time.perf_counter() - begun < 1
+
+    @OUTAGES
+    def test_an_outage_costs_one_timeout_and_then_nothing(
+        self, own_valkey: OwnValkey, app: Flask, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        outage(own_valkey)
+        took = []
+        with app.app_context():
+            for _ in range(20):
+                begun = time.perf_counter()
+                with after_commit() as trip:
+                    trip.ping()
+                took.append(time.perf_counter() - begun)
+            assert is_redis_away()
+        assert took[0] < HTTP_TIMEOUT_SECONDS + 0.2
+        assert sum(took[1:]) < 0.05
+        assert caplog.text.count("redis away") == 1
+
+    @OUTAGES
+    def test_all_is_well_by_itself_when_redis_is_back(
+        self, own_valkey: OwnValkey, app: Flask, redis: Redis, factory: Factory, outage: Outage
+    ) -> None:
+        outage(own_valkey)
+        client, member = app.test_client(), factory.member()
+        client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(member))
+        own_valkey.start() if outage is OwnValkey.stop else own_valkey.resume()
+        deadline = time.monotonic() + 5
+        with app.app_context():
+            while is_redis_away() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert not is_redis_away()
+            reconcile()
+        assert redis.zcard(SCHEDULED) == 2
+        client.post(f"{API}/end", headers=bearer(member))
+        assert redis.zcard(SCHEDULED) == 0
+
+    @OUTAGES
+    def test_health_says_degraded_and_stays_ready(
+        self, own_valkey: OwnValkey, client: FlaskClient, outage: Outage
+    ) -> None:
+        outage(own_valkey)
+        response = client.get("/readyz")
+        assert response.status_code == 200
+        assert (response.json or {})["status"] == "degraded"
+
+
+def test_a_trip_that_redis_refuses_raises_nothing_and_is_no_outage(
+    app: Flask, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis.set(SCHEDULED, "of another type")
+    with app.app_context():
+        with after_commit() as trip:
+            arm_timer(trip, Timer("a-timer", 1, "a.function", ()))
+            trip.set("after", "the failure")
+        assert not is_redis_away()
+    assert redis.get("after") == b"the failure"
+    assert "redis refused" in caplog.text
+
+
+def test_a_failure_of_the_use_case_sends_nothing(app: Flask, redis: Redis) -> None:
+    def use_case() -> None:
+        with after_commit() as trip:
+            trip.set("half", "done")
+            raise LookupError
+
+    with app.app_context(), pytest.raises(LookupError):
+        use_case()
+    assert redis.keys() == []
+
+
+@job
+def tell_context() -> dict[str, Any]:
+    return dict(structlog.contextvars.get_contextvars())
+
+
+def test_the_id_of_a_request_travels_into_the_jobs_it_leads_to(
+    app: Flask, client: FlaskClient, redis: Redis, factory: Factory
+) -> None:
+    headers = {**bearer(factory.member()), "X-Request-ID": "from-the-phone"}
+    client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=headers)
+    timers = [Job.fetch(timer_id, connection=redis) for timer_id in scheduled(redis)]
+    assert [timer.meta for timer in timers] == [{"request_id": "from-the-phone"}] * 2
+    queue = Queue(TIMERS_QUEUE, connection=redis)
+    asked = [queue.enqueue(tell_context, meta=meta) for meta in (timers[0].meta, {})]
+    with app.app_context():
+        Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
+    with_id, without = (job.return_value(refresh=True) for job in asked)
+    assert with_id == {"job": "tell_context", "request_id": "from-the-phone"}
+    assert without == {"job": "tell_context", "request_id": None}
+
+
+def test_timers_that_nobody_worked_off_are_dropped(app: Flask, redis: Redis) -> None:
+    """Those of a night without a worker; the reconciliation does at once what they would have done one by one."""
+    scheduler = Scheduler(redis, ())
+    with redis.pipeline() as trip:
+        for second in range(50):
+            arm_timer(trip, Timer(f"session-timer-{second}", second, "no.such.function", ()))
+        trip.execute()
+    scheduler.tick()
+    queue = Queue(TIMERS_QUEUE, connection=redis)
+    assert queue.count == 50
+    for timer_id in queue.job_ids:
+        redis.pexpire(Job.key_for(timer_id), 1)  # two minutes pass
+    time.sleep(0.01)
+    with app.app_context():
+        Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
+    assert queue.count == 0
+    assert queue.failed_job_registry.count == 0
+
+
+def test_a_job_put_into_a_queue_by_name_leaves_nothing_behind(app: Flask, redis: Redis) -> None:
+    with app.app_context():
+        enqueue(TIMERS_QUEUE, f"{__name__}.tell_context")
+        Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
+    assert redis.keys("rq:job:*") == []
+
+
+def test_a_worker_stops_even_if_the_exception_that_says_so_is_swallowed(redis: Redis) -> None:
+    worker = Worker([TIMERS_QUEUE], connection=redis)
+    with suppress(StopRequested):
+        worker.stop()
+    with pytest.raises(StopRequested):
+        worker.heartbeat()
+
+
+def test_a_process_that_hangs_is_cut_short_when_it_is_to_stop() -> None:
+    """Even in C, where Python handles no signal."""
+    script = (
+        "import hashlib; from afterhours_service import queue; queue.STOP_SECONDS = 0.1;"
+        "queue.on_stop_signal(lambda: None); print('ready', flush=True); hashlib.pbkdf2_hmac('md5', b'', b'', 10**9)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
