@@ -20,7 +20,7 @@ run: install ## start everything, with demo members; MINUTE=1 makes a minute las
 	@exec $(BIN)/python -m dev.run --minute-seconds $(MINUTE)
 
 test: install ## run the tests, in parallel, on embedded servers
-	$(BIN)/python -m pytest -n auto -q
+	$(BIN)/python -m pytest -n auto --dist loadgroup -q
 
 check: install lint test ## everything that CI runs
 

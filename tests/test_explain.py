@@ -40,8 +40,12 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     cleanup.delete_orphaned_preferences: (1000, WEEK),
     cleanup.count: (WEEK,),
 }
-# Whose user is gone is only known by looking at all; once a night.
-LOOK_AT_ALL = {("after_hours_profiles", "users"), ("after_hours_preferences", "users")}
+# Whose user is gone is only known by looking at all, once a night; and what a dry run counts may be most of a table.
+LOOK_AT_ALL = {
+    "delete_orphaned_profiles": {"after_hours_profiles", "users"},
+    "delete_orphaned_preferences": {"after_hours_preferences", "users"},
+    "count": {"after_hours_profiles", "after_hours_preferences", "users", "device_fingerprints"},
+}
 
 # 20,000 members with ten sessions each: the last is active for 5,000 of them and overdue for 50, and 2 % of all have
 # served their time, as have a few declines and fingerprints.
@@ -100,4 +104,4 @@ def test_no_statement_reads_a_table_from_end_to_end(app: Flask, factory: Factory
             [([explained],)] = cursor.fetchall()
             found[name, statement] = set(scans(explained["Plan"]))
             db.session.rollback()
-    assert [key for key, tables in found.items() if tables and tuple(sorted(tables)) not in LOOK_AT_ALL] == []
+    assert [key for key, tables in found.items() if not tables <= LOOK_AT_ALL.get(key[0], set())] == []

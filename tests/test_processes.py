@@ -151,7 +151,7 @@ class Evening(NamedTuple):
     processes: tuple[Process, ...]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)  # so that its fifteen seconds pass while the other tests run
 def evening(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evening]:
     with contextlib.ExitStack() as stack:
         valkey = OwnValkey(Path(os.environ["TEST_FOLDER"]) / f"evening-{os.getpid()}")
