@@ -19,19 +19,24 @@ MEMBER_ID_LENGTH = 255
 
 
 def current_member_id() -> str:
-    """Return the id of the member who passed the gate."""
+    """Return the id of the member who asks, by their token.
+
+    Raises AuthRequired, TokenExpired or TokenInvalid.
+    """
+    if "member_id" not in g:
+        g.member_id = member_of(request.headers.get("Authorization"), current_settings())
     member_id: str = g.member_id
     return member_id
 
 
 def gate() -> None:
-    """Let the request pass only for a premium, verified, consenting member with a good token.
+    """Let the request pass only for a premium, verified, consenting member.
 
-    Raises the catalogue's 401, 403 and 503 failures.
+    Raises the failures of the token, PremiumRequired, VerificationRequired, ConsentRequired or AuthUnavailable.
     """
-    g.member_id = member_of(request.headers.get("Authorization"), current_settings())
+    member_id = current_member_id()
     try:
-        member = standing(g.member_id)
+        member = standing(member_id)
     except SQLAlchemyError as error:
         db.session.rollback()
         logger.warning("the gate could not ask the database", error=type(error).__name__)

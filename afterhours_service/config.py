@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self, cast
 from urllib.parse import urlsplit
 
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from environs import Env, EnvValidationError, ValidationError
+from limits import parse_many
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -26,6 +28,17 @@ class SettingsError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class S3Settings:
+    """An S3-compatible bucket, such as Cloudflare R2's."""
+
+    bucket: str
+    endpoint_url: str
+    region: str
+    access_key_id: str = field(repr=False)
+    secret_access_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the environment says, with its defaults."""
 
@@ -39,6 +52,14 @@ class Settings:
     retention_days: int = 7
     cleanup_cron: str = "0 4 * * *"
     log_level: str = "INFO"
+    location_secret: str = field(repr=False)
+    ratelimit_enabled: bool = True
+    ratelimit_default: str = "120 per minute"
+    ratelimit_photo: str = "10 per hour"
+    photo_url_seconds: int = 7200
+    storage_folder: Path = Path(".state/photos")
+    public_url: str = "http://127.0.0.1:8000"
+    s3: S3Settings | None = None
 
     @classmethod
     def from_environ(cls) -> Self:
@@ -58,6 +79,16 @@ class Settings:
         retention_days = env.int("AFTER_HOURS_RETENTION_DAYS", 7, validate=_at_least_one)
         cleanup_cron = env.str("AFTER_HOURS_CLEANUP_CRON", "0 4 * * *", validate=_is_cron)
         log_level = env.str("LOG_LEVEL", "INFO", validate=_is_log_level)
+        location_secret = env.str("LOCATION_SECRET", validate=_is_long_enough)
+        limits_on = env.bool("RATELIMIT_ENABLED", True)
+        limit, photo_limit = (
+            env.str(name, default, validate=_is_rate_limit)
+            for name, default in (("RATELIMIT_DEFAULT", "120 per minute"), ("RATELIMIT_PHOTO", "10 per hour"))
+        )
+        photo_url_seconds = env.int("PHOTO_URL_SECONDS", 7200, validate=_at_least_one)
+        storage_folder = env.path("STORAGE_FOLDER", Path(".state/photos"))
+        public_url = env.str("PUBLIC_URL", "http://127.0.0.1:8000", validate=_is_http_url)
+        s3 = _s3(env)
         try:
             env.seal()
         except EnvValidationError as error:
@@ -85,7 +116,29 @@ class Settings:
             retention_days=retention_days,
             cleanup_cron=cleanup_cron,
             log_level=log_level.upper(),
+            location_secret=location_secret,
+            ratelimit_enabled=limits_on,
+            ratelimit_default=limit,
+            ratelimit_photo=photo_limit,
+            photo_url_seconds=photo_url_seconds,
+            storage_folder=storage_folder,
+            public_url=public_url.rstrip("/"),
+            s3=s3,
         )
+
+
+def _s3(env: Env) -> S3Settings | None:
+    """Read the bucket's settings; with S3_BUCKET set the others are required."""
+    bucket = env.str("S3_BUCKET", "")
+    if not bucket:
+        return None
+    return S3Settings(
+        bucket=bucket,
+        endpoint_url=env.str("S3_ENDPOINT_URL", validate=_is_http_url),
+        region=env.str("S3_REGION", "auto"),
+        access_key_id=env.str("S3_ACCESS_KEY_ID"),
+        secret_access_key=env.str("S3_SECRET_ACCESS_KEY"),
+    )
 
 
 def _for_psycopg2(url: str) -> str:
@@ -130,6 +183,18 @@ def _is_cron(value: str) -> None:
         raise ValidationError(f"Not a cron line: {error}") from error
     if wait is None:
         raise ValidationError("Never comes.")
+
+
+def _is_rate_limit(value: str) -> None:
+    try:
+        parse_many(value)
+    except ValueError as error:
+        raise ValidationError("Not a rate limit, such as 120 per minute.") from error
+
+
+def _is_http_url(value: str) -> None:
+    if not re.match(r"https?://[^/?#]+", value):
+        raise ValidationError("Not an http:// or https:// URL.")
 
 
 def _is_log_level(value: str) -> None:

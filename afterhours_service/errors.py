@@ -128,6 +128,61 @@ class NoActiveSession(AppError):
     status, code = HTTPStatus.NOT_FOUND, "NO_ACTIVE_SESSION"
 
 
+class ProfileExists(AppError):
+    """There is an After Hours profile already."""
+
+    status, code = HTTPStatus.CONFLICT, "PROFILE_EXISTS"
+
+
+class ProfileNotFound(AppError):
+    """There is no After Hours profile."""
+
+    status, code = HTTPStatus.NOT_FOUND, "PROFILE_NOT_FOUND"
+
+
+class PreferencesExist(AppError):
+    """There are preferences already."""
+
+    status, code = HTTPStatus.CONFLICT, "PREFERENCES_EXIST"
+
+
+class PreferencesNotFound(AppError):
+    """There are no preferences."""
+
+    status, code = HTTPStatus.NOT_FOUND, "PREFERENCES_NOT_FOUND"
+
+
+class NoFile(AppError):
+    """Send the photo as multipart/form-data, in the field `photo`."""
+
+    status, code = HTTPStatus.BAD_REQUEST, "NO_FILE"
+
+
+class InvalidImage(AppError):
+    """The file is not a photo that can be taken."""
+
+    status, code = HTTPStatus.BAD_REQUEST, "INVALID_IMAGE"
+
+
+class FileTooLarge(AppError):
+    """The file is larger than 10 MB."""
+
+    status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "FILE_TOO_LARGE"
+
+
+class StorageUnavailable(AppError):
+    """Photos cannot be stored right now; try again in a moment."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "STORAGE_UNAVAILABLE"
+    headers: ClassVar = {"Retry-After": RETRY_AFTER_SECONDS}
+
+
+class RateLimited(AppError):
+    """Too many requests; try again later."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "RATE_LIMITED"
+
+
 class NotFound(AppError):
     """There is nothing at this address."""
 

@@ -100,6 +100,14 @@ def _current_breaker() -> Breaker:
     return cast("Breaker", current_app.extensions["after_hours_breaker"])
 
 
+def redis_failed(error: RedisError) -> None:
+    """Take note that Redis refused; or that it did not answer, so that the next request does not ask."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        _current_breaker().trip(error)
+    else:
+        logger.warning("redis refused", error=type(error).__name__)
+
+
 def is_redis_away() -> bool:
     """Tell whether Redis did not answer when last asked."""
     return _current_breaker().open
@@ -117,19 +125,17 @@ def after_commit() -> Iterator[Pipeline]:
         return
     try:
         trip.execute()
-    except (ConnectionError, TimeoutError) as error:
-        _current_breaker().trip(error)
-    except RedisError as error:  # it answered, and refused
-        logger.warning("redis refused", error=type(error).__name__)
+    except RedisError as error:
+        redis_failed(error)
 
 
-def enqueue(queue: str, function: str) -> None:
-    """Put a job without arguments at the end of a queue.
+def enqueue(queue: str, function: str, *arguments: str) -> None:
+    """Put a job at the end of a queue.
 
     function: its dotted path. Raises RedisError when Redis is away.
     """
     Queue(queue, connection=current_redis()).enqueue(
-        function, job_timeout=JOB_TIMEOUT_SECONDS, result_ttl=0, failure_ttl=FAILURE_SECONDS
+        function, *arguments, job_timeout=JOB_TIMEOUT_SECONDS, result_ttl=0, failure_ttl=FAILURE_SECONDS
     )
 
 

@@ -39,7 +39,10 @@ def main() -> None:
         raise SystemExit(f"port {options.port} is taken; choose another: PORT=8001 make run")
     with contextlib.suppress(KeyboardInterrupt), _servers() as urls:
         os.environ |= urls | {"AFTER_HOURS_MINUTE_SECONDS": options.minute_seconds}
-        os.environ.setdefault("JWT_SECRET", _secret("jwt_secret"))
+        for name in ("JWT_SECRET", "LOCATION_SECRET"):
+            os.environ.setdefault(name, _secret(name.lower()))
+        os.environ.setdefault("STORAGE_FOLDER", str(STATE / "photos"))
+        os.environ.setdefault("PUBLIC_URL", f"http://127.0.0.1:{options.port}")
         try:
             settings = Settings.from_environ()
         except SettingsError as error:
@@ -150,14 +153,16 @@ def _tell(port: int, settings: Settings) -> None:
     print(f"After Hours is at {api}; a session of 15 minutes lasts {seconds} s.\n")
     print("A token per demo member, and what `session/start` answers them:\n")
     for member in demo.MEMBERS:
-        variable = member.id.replace("-", "_").upper()
+        variable = member.name.upper()
         print(f"# {member.name}: {member.answer}\n{variable}={demo.token(member.id, settings)}\n")
     print(
-        f"""Paste the tokens into another terminal, then go live as Alex:
+        f"""Paste the tokens into another terminal. Nia has no After Hours profile yet; make one, then go live:
 
-curl -s {api}/session/start -H "Authorization: Bearer $DEMO_ALEX" -H 'Content-Type: application/json' \\
+curl -s {api}/profile -H "Authorization: Bearer $NIA" -H 'Content-Type: application/json' \\
+  -d '{{"description": "New here"}}'
+curl -s {api}/session/start -H "Authorization: Bearer $NIA" -H 'Content-Type: application/json' \\
   -d '{{"duration": 15, "latitude": 52.52, "longitude": 13.405}}'
-curl -s {api}/session -H "Authorization: Bearer $DEMO_ALEX"
+curl -s {api}/session -H "Authorization: Bearer $NIA"
 
 Logs: {STATE / "service.log"}. Ctrl-C stops everything.""",
         flush=True,

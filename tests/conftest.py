@@ -106,6 +106,8 @@ def make_settings(database_url: str, redis_url: str, **others: Any) -> Settings:
         "jwt_key": SECRET,
         "jwt_algorithm": "HS256",
         "log_level": "WARNING",
+        "location_secret": SECRET,
+        "ratelimit_enabled": False,
     }
     return Settings(**{**given, **others})
 

@@ -21,6 +21,8 @@ def cleanup(dry_run: bool) -> None:
         length=sum(pending.values()), label="cleaning up", hidden=not sys.stderr.isatty(), file=sys.stderr
     ) as bar:
         counts, _ = service.run(progress=lambda _step, rows: bar.update(rows))
+        counts["photos"], _ = service.delete_orphaned_photos()
+        bar.update(counts["photos"])
     _print(counts, "worked off")
 
 

@@ -11,8 +11,16 @@ SLICE_SECONDS = 0.2  # a timer that falls due meanwhile waits no longer
 
 @job
 def cleanup() -> None:
-    """Clean up for a moment; come back behind the waiting timers when something is left."""
+    """Clean up for a moment; come back behind the waiting timers when something is left, then turn to the photos."""
     counts, done = service.run(seconds=SLICE_SECONDS)
     logger.info("cleaned up", done=done, **counts)
-    if not done:
-        enqueue(MAINTENANCE_QUEUE, "afterhours_service.cleanup.jobs.cleanup")
+    enqueue(MAINTENANCE_QUEUE, f"{__name__}.{'cleanup_photos' if done else 'cleanup'}")
+
+
+@job
+def cleanup_photos(after: str = "") -> None:
+    """Delete the photos that no profile names, from the key `after` on, for a moment."""
+    deleted, last = service.delete_orphaned_photos(after, SLICE_SECONDS)
+    logger.info("photos cleaned up", done=last is None, photos=deleted)
+    if last:
+        enqueue(MAINTENANCE_QUEUE, f"{__name__}.cleanup_photos", last)

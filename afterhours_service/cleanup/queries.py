@@ -86,7 +86,7 @@ def _but_for_matches() -> str:
 def _delete(table: str, rows: str, batch: int, **parameters: Any) -> int:
     statement = text(f"""
         DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid {rows} LIMIT :batch FOR UPDATE SKIP LOCKED))
-    """)  # noqa: S608 - constants of this module
+    """)
     result: Any = db.session.execute(statement, {"batch": batch, **parameters})
     deleted: int = result.rowcount
     return deleted

@@ -7,7 +7,9 @@ from datetime import timedelta
 from afterhours_service.cleanup import queries
 from afterhours_service.extensions import current_settings, db
 from afterhours_service.log import get_logger
+from afterhours_service.profiles import photo
 from afterhours_service.sessions import service as sessions
+from afterhours_service.storage import StorageUnavailable
 
 logger = get_logger(__name__)
 
@@ -25,9 +27,13 @@ STEPS: dict[str, Callable[[int, timedelta], int]] = {
 
 
 def pending() -> dict[str, int]:
-    """Return how many rows each step would work off now; changes nothing."""
+    """Return how many rows and photos each step would work off now; changes nothing.
+
+    Raises StorageUnavailable.
+    """
     counts = queries.count(_retention())
     db.session.rollback()
+    counts["photos"] = photo.count_orphans()
     return counts
 
 
@@ -56,6 +62,23 @@ def run(progress: Progress = lambda _step, _rows: None, seconds: float | None = 
             if end is not None and time.monotonic() > end:
                 return counts, False
     return counts, True
+
+
+def delete_orphaned_photos(after: str = "", seconds: float | None = None) -> tuple[int, str | None]:
+    """Delete the photos that no profile names; return how many, and the key to go on from, None at the end.
+
+    seconds: stop after about so long. A storage that is away is logged, and tried again the next night.
+    """
+    end = time.monotonic() + seconds if seconds is not None else None
+    total = 0
+    try:
+        for deleted, last in photo.delete_orphans(after):
+            total += deleted
+            if end is not None and time.monotonic() > end:
+                return total, last
+    except StorageUnavailable as error:
+        logger.warning("storage unavailable", error=str(error))
+    return total, None
 
 
 def _retention() -> timedelta:

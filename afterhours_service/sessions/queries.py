@@ -37,13 +37,13 @@ _COLUMNS = "id, user_id, started_at, expires_at, ended_at, clock_timestamp() AS 
 _ACTIVE = text(f"""
     SELECT {_COLUMNS} FROM after_hours_sessions
     WHERE user_id = :member_id AND ended_at IS NULL AND expires_at > clock_timestamp()
-""")  # noqa: S608 - a constant
+""")
 
 _END_OWN_OVERDUE = text(f"""
     UPDATE after_hours_sessions SET ended_at = expires_at
     WHERE user_id = :member_id AND ended_at IS NULL AND expires_at <= clock_timestamp()
     RETURNING {_COLUMNS}
-""")  # noqa: S608
+""")
 
 # Rounded up to a whole second, so that no session is shorter than its member chose.
 _INSERT = f"""
@@ -63,7 +63,7 @@ _START_WITH_DEVICE = text(f"""
         SELECT user_id, id, :device_id, :device_model, :platform FROM started
     )
     SELECT * FROM started
-""")  # noqa: S608
+""")
 
 _HAS_PROFILE = text("SELECT EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id)")
 
@@ -71,14 +71,14 @@ _END = text(f"""
     UPDATE after_hours_sessions SET ended_at = clock_timestamp()
     WHERE user_id = :member_id AND ended_at IS NULL AND expires_at > clock_timestamp()
     RETURNING {_COLUMNS}
-""")  # noqa: S608
+""")
 
 _EXTEND = text(f"""
     UPDATE after_hours_sessions
     SET expires_at = date_trunc('second', expires_at + :length + interval '999999 microseconds'), warned_at = NULL
     WHERE user_id = :member_id AND ended_at IS NULL AND expires_at > clock_timestamp()
     RETURNING {_COLUMNS}
-""")  # noqa: S608
+""")
 
 # SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
 # NO KEY: who only refers to it, by a decline, is in nobody's way.
@@ -89,7 +89,7 @@ _END_DUE = text(f"""
         ORDER BY expires_at LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
     ))
     RETURNING {_COLUMNS}
-""")  # noqa: S608
+""")
 
 _WARN_DUE = text(f"""
     UPDATE after_hours_sessions SET warned_at = statement_timestamp()
@@ -100,7 +100,7 @@ _WARN_DUE = text(f"""
         ORDER BY expires_at LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
     ))
     RETURNING {_COLUMNS}
-""")  # noqa: S608
+""")
 
 _EXPIRY_SECONDS = text("""
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
@@ -122,7 +122,7 @@ _NEEDED = text("""
 _LIST_ACTIVE = text(f"""
     SELECT {_COLUMNS} FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > statement_timestamp()
     ORDER BY expires_at, id LIMIT :limit
-""")  # noqa: S608
+""")
 
 
 def active(member_id: str) -> Session | None:

@@ -1,0 +1,34 @@
+"""Preferences over HTTP."""
+
+from typing import Any
+
+from afterhours_service.access import current_member_id
+from afterhours_service.preferences import schemas, service
+from afterhours_service.schemas import Blueprint
+
+blueprint = Blueprint(
+    "preferences", __name__, url_prefix="/preferences", description="Whom a member would like to meet"
+)
+
+
+@blueprint.route("", methods=["POST"])
+@blueprint.arguments(schemas.ChangesSchema)
+@blueprint.response(201, schemas.PreferencesResponse)
+def create_preferences(body: dict[str, Any]) -> dict[str, Any]:
+    """Make preferences; what is left out gets a default that fits the main profile."""
+    return {"preferences": service.create(current_member_id(), body)}
+
+
+@blueprint.route("")
+@blueprint.response(200, schemas.PreferencesResponse)
+def get_preferences() -> dict[str, Any]:
+    """Return one's preferences."""
+    return {"preferences": service.get(current_member_id())}
+
+
+@blueprint.route("", methods=["PATCH"])
+@blueprint.arguments(schemas.ChangesSchema)
+@blueprint.response(200, schemas.PreferencesResponse)
+def update_preferences(body: dict[str, Any]) -> dict[str, Any]:
+    """Change some preferences; what is left out is kept."""
+    return {"preferences": service.update(current_member_id(), body)}

@@ -1,0 +1,56 @@
+"""The use cases of preferences. Each commits once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+
+from afterhours_service import errors
+from afterhours_service.extensions import db
+from afterhours_service.preferences import queries, rules
+from afterhours_service.preferences.models import AfterHoursPreferences as Preferences
+
+
+def create(member_id: str, given: Mapping[str, Any]) -> Preferences:
+    """Make the member's preferences, with defaults for what is not given.
+
+    Raises PreferencesExist, ValidationFailed (an empty age range) or VerificationRequired (the member is gone).
+    """
+    values = {"seeking_gender": rules.likely_seeking(*queries.main_profile_says(member_id)), **rules.DEFAULTS, **given}
+    _require_ages_fit(values["min_age"], values["max_age"])
+    try:
+        preferences = queries.create(member_id, values)
+    except IntegrityError as error:
+        db.session.rollback()
+        raise errors.VerificationRequired from error
+    db.session.commit()
+    if preferences is None:
+        raise errors.PreferencesExist
+    return preferences
+
+
+def get(member_id: str) -> Preferences:
+    """Return the member's preferences. Raises PreferencesNotFound."""
+    preferences = queries.get(member_id)
+    if preferences is None:
+        raise errors.PreferencesNotFound
+    return preferences
+
+
+def update(member_id: str, changes: Mapping[str, Any]) -> Preferences:
+    """Change what is given, and keep the rest.
+
+    Raises PreferencesNotFound, or ValidationFailed when the age range would be empty.
+    """
+    stored = queries.get_locked(member_id)
+    if stored is None:
+        raise errors.PreferencesNotFound
+    _require_ages_fit(changes.get("min_age", stored.min_age), changes.get("max_age", stored.max_age))
+    preferences = queries.change(member_id, changes) if changes else stored
+    db.session.commit()
+    return preferences or stored
+
+
+def _require_ages_fit(min_age: int | None, max_age: int | None) -> None:
+    if not rules.ages_fit(min_age, max_age):
+        raise errors.ValidationFailed.from_messages({"minAge": "Must not be greater than maxAge."})

@@ -1,0 +1,127 @@
+"""A profile's photo: first the new objects, then the row, then the old objects are removed."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from uuid import uuid4
+
+from afterhours_service import errors
+from afterhours_service.extensions import db
+from afterhours_service.log import get_logger
+from afterhours_service.profiles import queries
+from afterhours_service.profiles.imaging import InvalidImage, process
+from afterhours_service.storage import StorageUnavailable, StoredObject, current_storage
+
+logger = get_logger(__name__)
+
+PREFIX = "after-hours-photos/"
+MAX_BYTES = 10 * 1024 * 1024
+MAX_REQUEST_BYTES = MAX_BYTES + 64 * 1024  # the file, and what multipart puts around it
+JPEG = "image/jpeg"
+ORPHAN_AGE = timedelta(hours=1)
+_THUMBNAIL = "-thumbnail"
+
+
+def upload(member_id: str, data: bytes) -> str:
+    """Store a photo and its thumbnail, name them in the profile, and return the photo's key.
+
+    Raises ProfileNotFound, FileTooLarge, InvalidImage or StorageUnavailable; then nothing is left behind.
+    """
+    if len(data) > MAX_BYTES:
+        raise errors.FileTooLarge
+    if not queries.get(member_id):
+        raise errors.ProfileNotFound
+    db.session.rollback()  # no transaction is open while pictures are made and sent
+    try:
+        made = process(data)
+    except InvalidImage as error:
+        raise errors.InvalidImage(detail=str(error)) from error
+    key = f"{PREFIX}{_folder(member_id)}/{uuid4()}.jpg"
+    storage = current_storage()
+    try:
+        storage.put(key, made.image, JPEG)
+        storage.put(thumbnail_key(key), made.thumbnail, JPEG)
+        found, old = queries.set_photo(member_id, key)
+        db.session.commit()
+    except Exception as error:
+        db.session.rollback()
+        _remove(key)
+        if isinstance(error, StorageUnavailable):
+            logger.warning("storage unavailable", error=str(error))
+            raise errors.StorageUnavailable from error
+        raise
+    if not found:  # the profile was deleted meanwhile
+        _remove(key)
+        raise errors.ProfileNotFound
+    if old:
+        _remove(old)
+    return key
+
+
+def delete(member_id: str) -> None:
+    """Remove the photo from the profile, and then its objects. Raises ProfileNotFound."""
+    found, old = queries.set_photo(member_id, None)
+    db.session.commit()
+    if not found:
+        raise errors.ProfileNotFound
+    if old:
+        _remove(old)
+
+
+def url(key: str | None) -> str | None:
+    """Return an address of the object, good for a while; None without a key, or for one that no storage would have."""
+    try:
+        return key and current_storage().url(key)
+    except ValueError:
+        logger.warning("not an object key in a profile")
+        return None
+
+
+def thumbnail_key(key: str) -> str:
+    """Return the key of a photo's thumbnail."""
+    return f"{key.removesuffix('.jpg')}{_THUMBNAIL}.jpg"
+
+
+def delete_orphans(after: str = "") -> Iterator[tuple[int, str]]:
+    """Delete the objects that no profile names, page by page.
+
+    Yields how many of a page those were, and the page's last key, from which a later run can go on. Young objects are
+    left alone: their profile may be about to be written. Raises storage.StorageUnavailable.
+    """
+    for page, orphans in _orphans(after):
+        current_storage().delete(orphans)
+        yield len(orphans), page[-1].key
+
+
+def count_orphans() -> int:
+    """Return how many objects no profile names. Raises storage.StorageUnavailable."""
+    return sum(len(orphans) for _, orphans in _orphans(""))
+
+
+def _orphans(after: str) -> Iterator[tuple[list[StoredObject], list[str]]]:
+    for page in current_storage().list(PREFIX, datetime.now(UTC) - ORPHAN_AGE, after):
+        named = queries.named_keys({_photo_key(stored.key) for stored in page})
+        db.session.rollback()
+        yield page, [stored.key for stored in page if _photo_key(stored.key) not in named]
+
+
+def _photo_key(key: str) -> str:
+    return key.replace(f"{_THUMBNAIL}.jpg", ".jpg")
+
+
+def _folder(member_id: str) -> str:
+    """Return a member's folder: the id itself where it is a plain name, else its digest."""
+    return (
+        member_id
+        if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", member_id)
+        else sha256(member_id.encode()).hexdigest()
+    )
+
+
+def _remove(key: str) -> None:
+    """Remove a photo's objects; what fails is left to the nightly cleanup."""
+    try:
+        current_storage().delete([key, thumbnail_key(key)])
+    except StorageUnavailable as error:
+        logger.warning("objects left to the cleanup", error=str(error))

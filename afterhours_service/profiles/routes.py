@@ -1,0 +1,68 @@
+"""The After Hours profile over HTTP."""
+
+from typing import Any
+
+from flask import request
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from afterhours_service import errors
+from afterhours_service.access import current_member_id
+from afterhours_service.limits import photo_limit
+from afterhours_service.profiles import photo, schemas, service
+from afterhours_service.profiles.queries import Profile
+from afterhours_service.schemas import Blueprint
+
+blueprint = Blueprint("profile", __name__, url_prefix="/profile", description="What a member shows at night")
+
+
+@blueprint.route("", methods=["POST"])
+@blueprint.arguments(schemas.DescriptionSchema)
+@blueprint.response(201, schemas.ProfileResponse)
+def create_profile(body: dict[str, Any]) -> dict[str, Any]:
+    """Make the After Hours profile, without which nobody goes live."""
+    return _answer(service.create(current_member_id(), body.get("description")))
+
+
+@blueprint.route("")
+@blueprint.response(200, schemas.ProfileResponse)
+def get_profile() -> dict[str, Any]:
+    """Return one's After Hours profile."""
+    return _answer(service.get(current_member_id()))
+
+
+@blueprint.route("", methods=["PATCH"])
+@blueprint.arguments(schemas.DescriptionSchema)
+@blueprint.response(200, schemas.ProfileResponse)
+def update_profile(body: dict[str, Any]) -> dict[str, Any]:
+    """Change the description: null clears it, leaving it out keeps it."""
+    return _answer(service.update(current_member_id(), body))
+
+
+@blueprint.route("/photo", methods=["POST"])
+@blueprint.response(200, schemas.PhotoResponse)
+@photo_limit
+def upload_photo() -> dict[str, Any]:
+    """Set the photo: multipart, field `photo`, at most 10 MB; JPEG, PNG, WebP, HEIC or HEIF."""
+    request.max_content_length = photo.MAX_REQUEST_BYTES
+    if (request.content_length or 0) > photo.MAX_REQUEST_BYTES:
+        raise errors.FileTooLarge
+    try:
+        file = request.files.get("photo")
+    except RequestEntityTooLarge as error:
+        raise errors.FileTooLarge from error
+    if file is None:
+        raise errors.NoFile
+    key = photo.upload(current_member_id(), file.stream.read(photo.MAX_BYTES + 1))
+    return {"photo": {"url": photo.url(key), "key": key}}
+
+
+@blueprint.route("/photo", methods=["DELETE"])
+@blueprint.response(200, schemas.PhotoDeletedResponse)
+def delete_photo() -> dict[str, Any]:
+    """Remove the photo; without one there is nothing to do."""
+    photo.delete(current_member_id())
+    return {"message": "There is no photo any more."}
+
+
+def _answer(profile: Profile) -> dict[str, Any]:
+    return {"profile": {**profile._asdict(), "photo_url": photo.url(profile.photo_key)}}

@@ -1,0 +1,45 @@
+"""The use cases of a profile. Each commits once; objects that nothing names any more are removed after the commit."""
+
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+
+from afterhours_service import errors
+from afterhours_service.extensions import db
+from afterhours_service.profiles import queries
+from afterhours_service.profiles.queries import Profile
+
+
+def create(member_id: str, description: str | None) -> Profile:
+    """Make the member's profile.
+
+    Raises ProfileExists, or VerificationRequired when the member is gone.
+    """
+    try:
+        profile = queries.create(member_id, description)
+    except IntegrityError as error:
+        db.session.rollback()
+        raise errors.VerificationRequired from error
+    db.session.commit()
+    if profile is None:
+        raise errors.ProfileExists
+    return profile
+
+
+def get(member_id: str) -> Profile:
+    """Return the member's profile. Raises ProfileNotFound."""
+    profile = queries.get(member_id)
+    if profile is None:
+        raise errors.ProfileNotFound
+    return profile
+
+
+def update(member_id: str, changes: dict[str, Any]) -> Profile:
+    """Change what `changes` has; a description of None clears it. Raises ProfileNotFound."""
+    if "description" not in changes:
+        return get(member_id)
+    profile = queries.describe(member_id, changes["description"])
+    db.session.commit()
+    if profile is None:
+        raise errors.ProfileNotFound
+    return profile

@@ -1,0 +1,225 @@
+"""A profile's photo, from the upload to the cleanup of orphans."""
+
+import io
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from PIL import Image
+from werkzeug.test import TestResponse
+
+from afterhours_service import create_app
+from afterhours_service.cleanup import service as cleanup
+from afterhours_service.config import Settings
+from afterhours_service.profiles import photo
+from afterhours_service.storage import StorageUnavailable, current_storage
+from tests.conftest import make_settings
+from tests.factories import Factory, bearer
+
+URL = "/api/after-hours/profile/photo"
+
+
+def jpeg(side: int = 64) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), "teal").save(out, "JPEG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
+    return make_settings(database_url, redis_url, storage_folder=tmp_path / "photos", public_url="http://localhost")
+
+
+@pytest.fixture
+def upload(client: FlaskClient) -> Callable[[str, bytes], TestResponse]:
+    def send(member: str, data: bytes, field: str = "photo", name: str = "x.jpg") -> TestResponse:
+        # Put together by hand: werkzeug's test client leaves a temporary file open for a large body.
+        head = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
+        body = head.encode() + data + b"\r\n--x--\r\n"
+        return client.post(URL, data=body, content_type="multipart/form-data; boundary=x", headers=bearer(member))
+
+    return send
+
+
+def stored(settings: Settings) -> set[str]:
+    return {str(p.relative_to(settings.storage_folder)) for p in settings.storage_folder.rglob("*.jpg")}
+
+
+def key_of(factory: Factory, member: str) -> Any:
+    return factory.execute("SELECT photo_url FROM after_hours_profiles WHERE user_id = %s", member)[0].photo_url
+
+
+def test_an_upload_is_stored_named_and_served(
+    client: FlaskClient, factory: Factory, upload: Any, settings: Settings
+) -> None:
+    member = factory.member()
+    answer = upload(member, jpeg(), name="../../etc/passwd.svg")
+    assert answer.status_code == 200
+    key = answer.json["photo"]["key"]
+    assert key.startswith(f"after-hours-photos/{member}/")
+    assert key_of(factory, member) == key
+    assert stored(settings) == {key, photo.thumbnail_key(key)}
+    served = client.get(answer.json["photo"]["url"], buffered=True)
+    assert (served.status_code, served.mimetype) == (200, "image/jpeg")
+    assert served.headers["X-Content-Type-Options"] == "nosniff"
+    assert served.headers["Cache-Control"].startswith("private")
+    assert Image.open(io.BytesIO(served.data)).size == (64, 64)
+    profile = client.get("/api/after-hours/profile", headers=bearer(member)).json["profile"]
+    assert client.get(profile["photoUrl"], buffered=True).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "change", [("signature=", "signature=x"), (".jpg?", "-thumbnail.jpg?"), ("expires=", "expires=9")]
+)
+def test_a_link_that_was_tampered_with_leads_nowhere(
+    client: FlaskClient, factory: Factory, upload: Any, change: tuple[str, str]
+) -> None:
+    url = upload(factory.member(), jpeg()).json["photo"]["url"]
+    answer = client.get(url.replace(*change))
+    assert (answer.status_code, answer.json["code"]) == (404, "NOT_FOUND")
+
+
+def test_a_new_photo_replaces_the_old_objects(factory: Factory, upload: Any, settings: Settings) -> None:
+    member = factory.member()
+    first = upload(member, jpeg()).json["photo"]["key"]
+    second = upload(member, jpeg()).json["photo"]["key"]
+    assert first != second
+    assert stored(settings) == {second, photo.thumbnail_key(second)}
+
+
+def test_delete_removes_row_and_objects_and_may_be_repeated(
+    client: FlaskClient, factory: Factory, upload: Any, settings: Settings
+) -> None:
+    member = factory.member()
+    upload(member, jpeg())
+    for _ in range(2):
+        assert client.delete(URL, headers=bearer(member)).status_code == 200
+        assert key_of(factory, member) is None
+        assert not stored(settings)
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "status", "code"),
+    [
+        (b"", "photo", 400, "INVALID_IMAGE"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "photo", 400, "INVALID_IMAGE"),
+        (b"x", "foto", 400, "NO_FILE"),
+        (b"\0" * (photo.MAX_BYTES + 1), "photo", 413, "FILE_TOO_LARGE"),
+        (b"\0" * (photo.MAX_REQUEST_BYTES + 1), "photo", 413, "FILE_TOO_LARGE"),
+    ],
+)
+def test_a_refused_upload_leaves_nothing_behind(
+    factory: Factory, upload: Any, settings: Settings, data: bytes, field: str, status: int, code: str
+) -> None:
+    member = factory.member()
+    kept = upload(member, jpeg()).json["photo"]["key"]
+    answer = upload(member, data, field)
+    assert (answer.status_code, answer.json["code"]) == (status, code)
+    assert key_of(factory, member) == kept
+    assert stored(settings) == {kept, photo.thumbnail_key(kept)}
+
+
+def test_an_upload_without_multipart_has_no_file(client: FlaskClient, factory: Factory) -> None:
+    answer = client.post(URL, data=jpeg(), content_type="image/jpeg", headers=bearer(factory.member()))
+    assert (answer.status_code, answer.json["code"]) == (400, "NO_FILE")
+
+
+def test_a_photo_needs_a_profile(client: FlaskClient, factory: Factory, upload: Any, settings: Settings) -> None:
+    member = factory.member(profile=False)
+    assert upload(member, jpeg()).json["code"] == "PROFILE_NOT_FOUND"
+    assert client.delete(URL, headers=bearer(member)).json["code"] == "PROFILE_NOT_FOUND"
+    assert not stored(settings)
+
+
+def test_a_storage_that_fails_half_way_leaves_nothing_half_done(
+    app: Flask, factory: Factory, upload: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = factory.member()
+    kept = upload(member, jpeg()).json["photo"]["key"]
+    storage: Any = app.extensions["after_hours_storage"]
+    put = storage.put
+
+    def put_no_thumbnail(key: str, data: bytes, content_type: str) -> None:
+        if "thumbnail" in key:
+            raise StorageUnavailable("the disk is full")
+        put(key, data, content_type)
+
+    monkeypatch.setattr(storage, "put", put_no_thumbnail)
+    answer = upload(member, jpeg())
+    assert (answer.status_code, answer.json["code"]) == (503, "STORAGE_UNAVAILABLE")
+    assert "Retry-After" in answer.headers
+    assert key_of(factory, member) == kept
+    assert stored(settings) == {kept, photo.thumbnail_key(kept)}
+
+
+@pytest.mark.parametrize("member_id", ["auth0|abc/../x", ".hidden", "ü" * 200, "a.b-c_d"])
+def test_any_member_id_has_a_folder_of_its_own(app: Flask, factory: Factory, member_id: str) -> None:
+    factory.execute("INSERT INTO users (id, provider) VALUES (%s, 'test')", member_id)
+    factory.execute("INSERT INTO after_hours_profiles (user_id) VALUES (%s)", member_id)
+    with app.app_context():
+        key = photo.upload(member_id, jpeg())
+        assert key_of(factory, member_id) == key
+        assert photo.url(key)
+
+
+def test_a_key_that_no_storage_would_have_gives_no_url(client: FlaskClient, factory: Factory) -> None:
+    member = factory.member()
+    factory.execute("UPDATE after_hours_profiles SET photo_url = 'https://elsewhere/x.jpg'")
+    profile = client.get("/api/after-hours/profile", headers=bearer(member)).json["profile"]
+    assert profile["photoUrl"] is None
+
+
+@pytest.fixture
+def orphans(app: Flask, factory: Factory, upload: Any, settings: Settings) -> str:
+    """Make old objects that no profile names, a young one, and a photo in use; return the key of that."""
+    member = factory.member()
+    kept: str = upload(member, jpeg()).json["photo"]["key"]
+    with app.app_context():
+        for name in ("a/1.jpg", "a/1-thumbnail.jpg", "z/2.jpg", "young/3.jpg"):
+            current_storage().put(photo.PREFIX + name, b"x", photo.JPEG)
+    old = time.time() - 3700
+    for path in settings.storage_folder.rglob("*.jpg"):
+        if "young" not in str(path):
+            os.utime(path, (old, old))
+    return kept
+
+
+def test_orphans_are_counted_and_removed(app: Flask, orphans: str, settings: Settings) -> None:
+    with app.app_context():
+        assert cleanup.pending()["photos"] == 3
+        assert cleanup.delete_orphaned_photos() == (3, None)
+        assert cleanup.delete_orphaned_photos() == (0, None)
+    assert stored(settings) == {orphans, photo.thumbnail_key(orphans), f"{photo.PREFIX}young/3.jpg"}
+
+
+def test_orphans_are_removed_in_slices(
+    app: Flask, orphans: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afterhours_service.storage.PAGE", 2)
+    with app.app_context():
+        total, after = 0, ""
+        for _ in range(10):
+            deleted, last = cleanup.delete_orphaned_photos(after, seconds=0)
+            total += deleted
+            if last is None:
+                break
+            after = last
+    assert total == 3
+
+
+def test_the_settings_choose_the_bucket(database_url: str, redis_url: str) -> None:
+    from afterhours_service.config import S3Settings
+    from afterhours_service.storage import S3Storage
+
+    s3 = S3Settings(
+        bucket="b", endpoint_url="http://127.0.0.1:1", region="auto", access_key_id="a", secret_access_key="s"
+    )
+    app = create_app(make_settings(database_url, redis_url, s3=s3))
+    with app.app_context():
+        assert isinstance(current_storage(), S3Storage)
+    assert app.test_client().get("/photos/x?expires=1&signature=x").status_code == 404

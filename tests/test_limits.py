@@ -1,0 +1,62 @@
+"""How often a member may ask."""
+
+import time
+
+import pytest
+from flask import Flask
+from redis import Redis
+
+from afterhours_service import create_app
+from afterhours_service.config import Settings
+from tests.conftest import make_settings
+from tests.factories import Factory, bearer
+
+API = "/api/after-hours"
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str) -> Settings:
+    return make_settings(
+        database_url, redis_url, ratelimit_enabled=True, ratelimit_default="3 per minute", ratelimit_photo="2 per hour"
+    )
+
+
+def test_a_member_who_asks_too_often_is_told_when_to_come_back(app: Flask, factory: Factory) -> None:
+    client, member, other = app.test_client(), factory.member(), factory.member()
+    answers = [
+        client.get(f"{API}/{path}", headers=bearer(member)) for path in ("session", "profile", "session", "session")
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert answers[3].json["code"] == "RATE_LIMITED"
+    assert 1 <= int(answers[3].headers["Retry-After"]) <= 60
+    assert client.get(f"{API}/session", headers=bearer(other)).status_code == 200
+    assert client.get("/healthz").status_code == 200
+
+
+def test_photos_have_a_limit_of_their_own(app: Flask, factory: Factory) -> None:
+    client, member = app.test_client(), factory.member()
+    answers = [client.post(f"{API}/profile/photo", headers=bearer(member)) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [400, 400, 429]
+    assert int(answers[2].headers["Retry-After"]) > 60
+
+
+def test_a_bad_token_is_refused_as_ever(app: Flask) -> None:
+    for _ in range(5):
+        assert app.test_client().get(f"{API}/session").json["code"] == "AUTH_REQUIRED"
+
+
+@pytest.fixture
+def app_without_redis(database_url: str) -> Flask:
+    return create_app(
+        make_settings(database_url, "unix:///nowhere", ratelimit_enabled=True, ratelimit_default="1 per hour")
+    )
+
+
+def test_requests_pass_while_redis_away(
+    app_without_redis: Flask, factory: Factory, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, member = app_without_redis.test_client(), factory.member()
+    began = time.perf_counter()
+    assert {client.get(f"{API}/session", headers=bearer(member)).status_code for _ in range(20)} == {200}
+    assert time.perf_counter() - began < 2
+    assert caplog.text.count("redis away") == 1
