@@ -114,7 +114,7 @@ def make_settings(database_url: str, redis_url: str, **others: Any) -> Settings:
 
 @pytest.fixture
 def make_database() -> Iterator[Callable[[str | None], str]]:
-    """Return a function that makes a database, cloned from the template named or from `template0`, and returns its URL."""
+    """Return a function that makes a database, cloned from the template named, and returns its URL."""
     made = []
 
     def make(template: str | None = "template_after_hours") -> str:
@@ -155,7 +155,7 @@ def settings(database_url: str, redis_url: str) -> Settings:
 
 @pytest.fixture
 def app(settings: Settings, redis: Redis, request: pytest.FixtureRequest) -> Iterator[Flask]:
-    """Return an app; no context is pushed: each request, job and `with app.app_context()` has its own, as in earnest."""
+    """Return an app; no context is pushed: each request and job has its own, as in earnest."""
     app = create_app(settings)
     app.testing = True
     yield app
@@ -182,7 +182,7 @@ def factory(database_url: str) -> Iterator[Factory]:
 @pytest.fixture
 def events(redis: Redis) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """Return a function that returns the events published since it was last called."""
-    with redis.pubsub(ignore_subscribe_messages=True) as subscription:
+    with redis.pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
         subscription.subscribe(CHANNEL)
         subscription.get_message(timeout=1)
 

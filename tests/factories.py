@@ -72,7 +72,8 @@ class Factory:
             """
             INSERT INTO after_hours_sessions (user_id, started_at, expires_at, ended_at,
                 latitude, longitude, fuzzed_latitude, fuzzed_longitude)
-            SELECT %s, expiry - %s * interval '1 second', expiry, CASE WHEN %s THEN expiry END, 52.52, 13.405, 52.521, 13.404
+            SELECT %s, expiry - %s * interval '1 second', expiry, CASE WHEN %s THEN expiry END,
+                52.52, 13.405, 52.521, 13.404
             FROM (SELECT date_trunc('second', now() + %s * interval '1 second') AS expiry) AS e RETURNING id""",
             member_id,
             length,

@@ -1,6 +1,7 @@
 """The environment: read once, checked as a whole."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterhours_service import create_app
-from afterhours_service.config import Settings, SettingsError
+from afterhours_service.config import S3Settings, Settings, SettingsError
 from tests.test_access import ec_key, pem, rsa_key
 
 SECRET = "s3cret-" * 5
-NEEDED = {"DATABASE_URL": "postgresql://user:pass-word@db/after_hours", "JWT_SECRET": SECRET}
+NEEDED = {"DATABASE_URL": "postgresql://user:pass-word@db/after_hours", "JWT_SECRET": SECRET, "LOCATION_SECRET": SECRET}
 NAMES = [
     "DATABASE_URL",
     "REDIS_URL",
@@ -27,6 +28,17 @@ NAMES = [
     "AFTER_HOURS_RETENTION_DAYS",
     "AFTER_HOURS_CLEANUP_CRON",
     "LOG_LEVEL",
+    "LOCATION_SECRET",
+    "RATELIMIT_ENABLED",
+    "RATELIMIT_DEFAULT",
+    "RATELIMIT_PHOTO",
+    "PHOTO_URL_SECONDS",
+    "PUBLIC_URL",
+    "S3_BUCKET",
+    "S3_ENDPOINT_URL",
+    "S3_REGION",
+    "S3_ACCESS_KEY_ID",
+    "S3_SECRET_ACCESS_KEY",
 ]
 
 
@@ -64,6 +76,14 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         retention_days=7,
         cleanup_cron="0 4 * * *",
         log_level="INFO",
+        location_secret=SECRET,
+        ratelimit_enabled=True,
+        ratelimit_default="120 per minute",
+        ratelimit_photo="10 per hour",
+        photo_url_seconds=7200,
+        storage_folder=Path(".state/photos"),
+        public_url="http://127.0.0.1:8000",
+        s3=None,
     )
 
 
@@ -93,11 +113,34 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_set_names_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert problems(monkeypatch) == {"DATABASE_URL", "JWT_SECRET"}
+    assert problems(monkeypatch) == {"DATABASE_URL", "JWT_SECRET", "LOCATION_SECRET"}
+
+
+BUCKET = {
+    "S3_BUCKET": "photos",
+    "S3_ENDPOINT_URL": "https://account.r2.example",
+    "S3_ACCESS_KEY_ID": "id",
+    "S3_SECRET_ACCESS_KEY": "pass-word",
+}
+
+
+def test_a_bucket_can_be_set_and_needs_all_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    s3 = read(monkeypatch, **NEEDED, **BUCKET).s3
+    assert s3 == S3Settings(
+        bucket="photos",
+        endpoint_url="https://account.r2.example",
+        region="auto",
+        access_key_id="id",
+        secret_access_key="pass-word",
+    )
+    assert "pass-word" not in repr(s3)
+    for name in BUCKET.keys() - {"S3_BUCKET"}:
+        monkeypatch.delenv(name)
+    assert problems(monkeypatch) == BUCKET.keys() - {"S3_BUCKET"}
 
 
 def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = {name: "?" for name in NAMES if name not in {"JWT_ISSUER", "JWT_AUDIENCE", "APP_ENV"}}
+    bad = {name: "?" for name in NAMES if name not in {"JWT_ISSUER", "JWT_AUDIENCE", "APP_ENV"} and name[:2] != "S3"}
     assert problems(monkeypatch, **bad) == bad.keys()
 
 

@@ -113,6 +113,7 @@ def environment(database_url: str, redis_url: str) -> dict[str, str]:
         "REDIS_URL": redis_url,
         "JWT_SECRET": SECRET,
         "LOCATION_SECRET": SECRET,
+        "LOCATION_SECRET": SECRET,
         "AFTER_HOURS_MINUTE_SECONDS": "1",
     }
 
@@ -292,6 +293,7 @@ def test_each_process_refuses_a_bad_environment_and_names_every_problem(run: Run
         "DATABASE_URL": "mysql://root@localhost/app",
         "REDIS_URL": "http://localhost",
         "JWT_SECRET": "tiny-secret",
+        "LOCATION_SECRET": "small-secret",
         "AFTER_HOURS_MINUTE_SECONDS": "0",
         "AFTER_HOURS_CLEANUP_CRON": "at dawn",
     }
@@ -301,3 +303,4 @@ def test_each_process_refuses_a_bad_environment_and_names_every_problem(run: Run
         for name in bad:
             assert name in process.output()
         assert "tiny-secret" not in process.output()
+        assert "small-secret" not in process.output()

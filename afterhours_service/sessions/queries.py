@@ -55,7 +55,7 @@ _INSERT = f"""
         WHERE EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id)
         ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
         RETURNING {_COLUMNS}
-"""  # noqa: S608
+"""
 _START = text(_INSERT)
 _START_WITH_DEVICE = text(f"""
     WITH started AS ({_INSERT}), fingerprint AS (

@@ -1,0 +1,1 @@
+"""Figures for the docs: not part of the service, nor of its tests."""
