@@ -65,5 +65,5 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 def _render(_error: RateLimitExceeded) -> Response:
     limit = limiter.current_limit
-    seconds = max(1, round(limit.reset_at - time.time())) if limit else 60
+    seconds = max(1, int(limit.reset_at - time.time())) if limit else 60
     return errors.render(errors.RateLimited(), {"Retry-After": str(seconds)})

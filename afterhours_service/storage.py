@@ -57,7 +57,7 @@ class Storage(Protocol):
         """Return an address where anyone can read the object until it expires. Talks to nobody."""
 
     def list(self, prefix: str, older_than: datetime, after: str = "") -> Iterator[Page]:
-        """Yield pages of the objects under a prefix last modified before an (aware) moment, in the order of their keys.
+        """Yield pages of the objects under a prefix last modified before an (aware) moment, in an order that stays.
 
         after: only keys behind this one, so that a listing can go on where another one stopped. No page is empty.
 
@@ -133,7 +133,8 @@ class FolderStorage:
 
         Raises `LinkInvalid`, and `FileNotFoundError` when the object is gone.
         """
-        if not self._signer.verify_signature(f"{expires}:{key}", signature) or int(expires) <= time.time():
+        genuine = expires.isdecimal() and self._signer.verify_signature(f"{expires}:{key}", signature)
+        if not genuine or int(expires) <= time.time():
             raise LinkInvalid
         path = self._path(key)
         if not path.is_file():
@@ -145,7 +146,8 @@ class FolderStorage:
         page: Page = []
         with _unavailable_on(OSError):
             for stored in self._walk():
-                if stored.key.startswith(prefix) and stored.key > after and stored.modified_at < older_than:
+                is_behind = stored.key.split("/") > after.split("/")  # as the walk goes
+                if stored.key.startswith(prefix) and is_behind and stored.modified_at < older_than:
                     page.append(stored)
                 if len(page) == PAGE:
                     yield page

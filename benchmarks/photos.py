@@ -96,7 +96,7 @@ def measure(job: Callable[[bytes], object]) -> None:
 
 def run(contender: str, data: bytes) -> list[float]:
     command = [sys.executable, __file__, "measure", contender]
-    done = subprocess.run(command, input=data, capture_output=True, check=True)  # noqa: S603
+    done = subprocess.run(command, input=data, capture_output=True, check=True)
     return [float(figure) for figure in done.stdout.split()]
 
 

@@ -17,7 +17,7 @@ API = "/api/after-hours"
 @pytest.fixture
 def settings(database_url: str, redis_url: str) -> Settings:
     return make_settings(
-        database_url, redis_url, ratelimit_enabled=True, ratelimit_default="3 per minute", ratelimit_photo="2 per hour"
+        database_url, redis_url, ratelimit_enabled=True, ratelimit_default="3 per hour", ratelimit_photo="2 per hour"
     )
 
 
@@ -28,7 +28,7 @@ def test_a_member_who_asks_too_often_is_told_when_to_come_back(app: Flask, facto
     ]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert answers[3].json["code"] == "RATE_LIMITED"
-    assert 1 <= int(answers[3].headers["Retry-After"]) <= 60
+    assert 1 <= int(answers[3].headers["Retry-After"]) <= 3600
     assert client.get(f"{API}/session", headers=bearer(other)).status_code == 200
     assert client.get("/healthz").status_code == 200
 

@@ -113,7 +113,6 @@ def environment(database_url: str, redis_url: str) -> dict[str, str]:
         "REDIS_URL": redis_url,
         "JWT_SECRET": SECRET,
         "LOCATION_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET,
         "AFTER_HOURS_MINUTE_SECONDS": "1",
     }
 
