@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint format lock clean
+.PHONY: help install run test check privacy lint format lock clean
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,6 +23,9 @@ test: install ## run the tests, in parallel, on embedded servers
 	$(BIN)/python -m pytest -n auto --dist loadgroup -q
 
 check: install lint test ## everything that CI runs
+
+privacy: install ## attack the location blur, and print what an adversary learns (minutes)
+	$(BIN)/python -m benchmarks.privacy
 
 lint: install ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -30,6 +30,7 @@ class AfterHoursSession(Base):
         Index(
             "idx_after_hours_sessions_active_user", "user_id", unique=True, postgresql_where=text("ended_at IS NULL")
         ),
+        Index("idx_after_hours_sessions_user", "user_id"),
         Index("idx_after_hours_sessions_expires", "expires_at", postgresql_where=text("ended_at IS NULL")),
         Index("idx_after_hours_sessions_ended", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     )
@@ -41,8 +42,9 @@ class AfterHoursSession(Base):
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
     # The moment of the warning for the present expires_at; an extension clears it.
     warned_at: Mapped[datetime | None] = mapped_column(Timestamp)
-    latitude: Mapped[Decimal] = mapped_column(LATITUDE)
-    longitude: Mapped[Decimal] = mapped_column(LONGITUDE)
+    # Exact, and null from the end of the session on: a trigger of the database erases them.
+    latitude: Mapped[Decimal | None] = mapped_column(LATITUDE)
+    longitude: Mapped[Decimal | None] = mapped_column(LONGITUDE)
     fuzzed_latitude: Mapped[Decimal] = mapped_column(LATITUDE)
     fuzzed_longitude: Mapped[Decimal] = mapped_column(LONGITUDE)
     created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())

@@ -4,6 +4,7 @@ The time is the database's: `clock_timestamp()` where a row's lock may be waited
 index is to be used; never `now()`, which is the moment the transaction began.
 """
 
+import secrets
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
@@ -32,6 +33,9 @@ class Session(NamedTuple):
         return rules.remaining_seconds(self.expires_at, self.now)
 
 
+_DEGREE = 10**8  # the columns' last decimal
+_MASK_BITS = 62  # within a bigint
+
 _COLUMNS = "id, user_id, started_at, expires_at, ended_at, clock_timestamp() AS now"
 
 _ACTIVE = text(f"""
@@ -39,31 +43,42 @@ _ACTIVE = text(f"""
     WHERE user_id = :member_id AND ended_at IS NULL AND expires_at > clock_timestamp()
 """)
 
-_END_OWN_OVERDUE = text(f"""
-    UPDATE after_hours_sessions SET ended_at = expires_at
-    WHERE user_id = :member_id AND ended_at IS NULL AND expires_at <= clock_timestamp()
-    RETURNING {_COLUMNS}
+# The member's retained sessions, and the mask for the place that comes with the next statement.
+_PREPARE_START = text("""
+    SELECT set_config('after_hours.mask', :mask, true), (
+        SELECT array_agg(DISTINCT ARRAY[fuzzed_latitude, fuzzed_longitude]::float8[])
+        FROM after_hours_sessions WHERE user_id = :member_id
+    )
 """)
 
-# Rounded up to a whole second, so that no session is shorter than its member chose.
-_INSERT = f"""
+# In one statement: a session that ran out is ended, lest it block the new one; the new one is inserted, its expiry
+# rounded up to a whole second, so that it is never shorter than its member chose; its device is stored.
+# The count lets the insert wait for the update.
+_START_PARTS = f"""
+    WITH ran_out AS (
+        UPDATE after_hours_sessions SET ended_at = expires_at
+        WHERE user_id = :member_id AND ended_at IS NULL AND expires_at <= clock_timestamp()
+        RETURNING {_COLUMNS}
+    ), started AS (
         INSERT INTO after_hours_sessions
             (user_id, started_at, expires_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
         SELECT :member_id, now, date_trunc('second', now + :length + interval '999999 microseconds'),
-            :latitude, :longitude, :fuzzed_latitude, :fuzzed_longitude
-        FROM (SELECT statement_timestamp() AS now) AS clock
+            (:masked_latitude # mask) / 1e8, (:masked_longitude # mask) / 1e8, :blurred_latitude, :blurred_longitude
+        FROM (SELECT statement_timestamp() AS now, current_setting('after_hours.mask')::bigint AS mask) AS given
         WHERE EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id)
+            AND (SELECT count(*) FROM ran_out) >= 0
         ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
         RETURNING {_COLUMNS}
-"""
-_START = text(_INSERT)
-_START_WITH_DEVICE = text(f"""
-    WITH started AS ({_INSERT}), fingerprint AS (
+    )"""
+_FINGERPRINT = """, fingerprint AS (
         INSERT INTO device_fingerprints (user_id, session_id, device_id, device_model, platform)
         SELECT user_id, id, :device_id, :device_model, :platform FROM started
-    )
-    SELECT * FROM started
-""")
+    )"""
+_START_RESULT = """
+    SELECT * FROM ran_out UNION ALL SELECT * FROM started
+"""
+_START = text(_START_PARTS + _START_RESULT)
+_START_WITH_DEVICE = text(_START_PARTS + _FINGERPRINT + _START_RESULT)
 
 _HAS_PROFILE = text("SELECT EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id)")
 
@@ -130,31 +145,40 @@ def active(member_id: str) -> Session | None:
     return _one(_ACTIVE, member_id=member_id)
 
 
-def end_own_overdue(member_id: str) -> Session | None:
-    """End the member's session that ran out and that nobody has ended yet: it would block a new one."""
-    return _one(_END_OWN_OVERDUE, member_id=member_id)
+def prepare_start(member_id: str) -> tuple[int, list[Point]]:
+    """Return the mask that `start` needs, good for this transaction, and the blurred points of the retained sessions.
+
+    PostgreSQL logs a statement that fails, values included. So the place crosses in two halves, this one being noise:
+    the log never has both, as the first failure ends the transaction.
+    """
+    mask = secrets.randbits(_MASK_BITS)
+    _, points = db.session.execute(_PREPARE_START, {"member_id": member_id, "mask": str(mask)}).one()
+    return mask, [Point(*point) for point in points or []]
 
 
 def start(
-    member_id: str, length: timedelta, exact: Point, blurred: Point, device: Mapping[str, str | None] | None
-) -> Session | None:
-    """Start a session and store its device; None when the member has no profile, or a session already.
+    member_id: str, length: timedelta, exact: Point, blurred: Point, mask: int, device: Mapping[str, str | None] | None
+) -> tuple[Session | None, Session | None]:
+    """Start a session and store its device.
 
-    Raises IntegrityError when the member is gone.
+    Returns the member's session that had run out, and the new one: None when the member has no profile, or a session
+    already. Raises IntegrityError when the member is gone.
     """
     device = device or {}
-    return _one(
+    rows = _all(
         _START_WITH_DEVICE if any(device.values()) else _START,
         member_id=member_id,
         length=length,
-        latitude=exact.latitude,
-        longitude=exact.longitude,
-        fuzzed_latitude=blurred.latitude,
-        fuzzed_longitude=blurred.longitude,
+        masked_latitude=round(exact.latitude * _DEGREE) ^ mask,
+        masked_longitude=round(exact.longitude * _DEGREE) ^ mask,
+        blurred_latitude=blurred.latitude,
+        blurred_longitude=blurred.longitude,
         device_id=device.get("device_id"),
         device_model=device.get("device_model"),
         platform=device.get("platform"),
     )
+    ran_out = next((row for row in rows if row.ended_at), None)
+    return ran_out, next((row for row in rows if not row.ended_at), None)
 
 
 def has_profile(member_id: str) -> bool:

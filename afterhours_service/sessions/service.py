@@ -1,7 +1,6 @@
 """The use cases of a session. Each commits once; timers and events follow the commit."""
 
 from collections.abc import Mapping
-from secrets import SystemRandom
 from typing import NamedTuple
 
 from psycopg2.errors import ForeignKeyViolation
@@ -22,7 +21,6 @@ Device = Mapping[str, str | None]
 
 BATCH = 1000  # sessions a transaction ends or warns
 TRIES = 5
-_random = SystemRandom()
 
 
 class Overdue(NamedTuple):
@@ -42,12 +40,13 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
 
     Raises ProfileRequired, VerificationRequired (the member is gone) or SessionAlreadyActive.
     """
-    blurred = blur(place, _random.random)
-    length = rules.length(minutes, current_settings().minute_seconds)
+    settings = current_settings()
+    secret, length = settings.location_secret.encode(), rules.length(minutes, settings.minute_seconds)
     for _ in range(TRIES):
-        ran_out = queries.end_own_overdue(member_id)
+        mask, previous = queries.prepare_start(member_id)
+        blurred = blur(place, member_id=member_id, secret=secret, previous=previous)
         try:
-            started = queries.start(member_id, length, place, blurred, device)
+            ran_out, started = queries.start(member_id, length, place, blurred, mask, device)
         except DBAPIError as error:
             db.session.rollback()
             if device and not error.connection_invalidated:  # it must not block the start: again, without

@@ -1,0 +1,66 @@
+"""Let exact coordinates live no longer than their session.
+
+A trigger erases them in the very statement that ends a session, whoever ends it: this service, the Node service while
+both run, or an operator. Those of the past are erased in batches. The way back cannot bring them back.
+"""
+
+import sqlalchemy as sa
+
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+BATCH = 5000  # rows a transaction rewrites
+
+
+def upgrade() -> None:
+    op.execute("""
+        ALTER TABLE after_hours_sessions ALTER COLUMN latitude DROP NOT NULL, ALTER COLUMN longitude DROP NOT NULL
+    """)
+    op.execute("""
+        CREATE OR REPLACE FUNCTION after_hours_erase_location() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            NEW.latitude := NULL;
+            NEW.longitude := NULL;
+            RETURN NEW;
+        END $$
+    """)
+    op.execute("""
+        CREATE OR REPLACE TRIGGER after_hours_erase_location BEFORE INSERT OR UPDATE ON after_hours_sessions
+        FOR EACH ROW WHEN (NEW.ended_at IS NOT NULL AND (NEW.latitude IS NOT NULL OR NEW.longitude IS NOT NULL))
+        EXECUTE FUNCTION after_hours_erase_location()
+    """)
+    with op.get_context().autocommit_block():
+        op.execute("DROP INDEX CONCURRENTLY IF EXISTS idx_after_hours_sessions_user")  # half-made, or not there
+        op.execute("CREATE INDEX CONCURRENTLY idx_after_hours_sessions_user ON after_hours_sessions (user_id)")
+        _erase_the_past()
+
+
+def downgrade() -> None:
+    op.execute("DROP INDEX IF EXISTS idx_after_hours_sessions_user")
+    op.execute("DROP TRIGGER IF EXISTS after_hours_erase_location ON after_hours_sessions")
+    op.execute("DROP FUNCTION IF EXISTS after_hours_erase_location")
+    erased = sa.text("SELECT EXISTS (SELECT FROM after_hours_sessions WHERE latitude IS NULL OR longitude IS NULL)")
+    if not op.get_bind().execute(erased).scalar():
+        op.execute("""
+            ALTER TABLE after_hours_sessions ALTER COLUMN latitude SET NOT NULL, ALTER COLUMN longitude SET NOT NULL
+        """)
+
+
+def _erase_the_past() -> None:
+    """Rewrite the ended sessions that still have a place, in the order of their keys."""
+    statement = sa.text("""
+        WITH batch AS (
+            SELECT id FROM after_hours_sessions WHERE id > :after ORDER BY id LIMIT :batch
+        ), erased AS (
+            UPDATE after_hours_sessions AS s SET latitude = NULL, longitude = NULL FROM batch
+            WHERE s.id = batch.id AND s.ended_at IS NOT NULL AND (s.latitude IS NOT NULL OR s.longitude IS NOT NULL)
+        )
+        SELECT id FROM batch ORDER BY id DESC LIMIT 1
+    """)
+    after = "00000000-0000-0000-0000-000000000000"
+    while after:
+        after = op.get_bind().execute(statement, {"after": after, "batch": BATCH}).scalar()
