@@ -18,8 +18,8 @@ from tests.factories import Factory, bearer
 URL = "/api/after-hours/session/start"
 LATITUDE, LONGITUDE = 48.13715926, 11.57535897
 PLACE = {"duration": 15, "latitude": LATITUDE, "longitude": LONGITUDE}
-# The digits, to a few metres, however they are scaled or written; the blurred point is hundreds of metres away.
-TRACE = re.compile(r"48[.,]?1371|11[.,]?5753")
+# The digits, to a decimetre, however they are scaled or written; the blurred point is hundreds of metres away.
+TRACE = re.compile(r"48[.,]?137159|11[.,]?575359")
 
 
 def everything_in(redis: Redis) -> str:
