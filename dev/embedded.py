@@ -176,22 +176,31 @@ def services(state: Path) -> Iterator[dict[str, str]]:
 def _server(place: Home, command: list[Any], stop: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C must reach our process only, which then stops the servers in order.
     process = subprocess.Popen(command, start_new_session=True, **place.options())
-    watchdog = subprocess.Popen(
-        ["/bin/sh", "-c", f"read _; kill -{stop.name[3:]} $0", str(process.pid)],
+    with watchdog(process.pid, stop):
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGCONT)  # a paused server would never stop
+            process.send_signal(stop)
+            process.wait(30)
+
+
+@contextlib.contextmanager
+def watchdog(pid: int, stop: signal.Signals) -> Iterator[None]:
+    """Stop a process when this one is gone, however that came."""
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", f"read _; kill -{stop.name[3:]} $0", str(pid)],
         stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        yield process
+        yield
     finally:
-        process.send_signal(signal.SIGCONT)  # a paused server would never stop
-        process.send_signal(stop)
-        process.wait(30)
-        watchdog.kill()
-        watchdog.wait()
-        if watchdog.stdin:
-            watchdog.stdin.close()
+        shell.kill()
+        shell.wait()
+        if shell.stdin:
+            shell.stdin.close()
 
 
 def _wait(process: subprocess.Popen[bytes], is_ready: Any, log: IO[bytes]) -> None:

@@ -1,0 +1,1 @@
+"""Measurements of the service. Not part of it."""
