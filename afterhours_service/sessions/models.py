@@ -32,6 +32,7 @@ class AfterHoursSession(Base):
         ),
         Index("idx_after_hours_sessions_expires", "expires_at", postgresql_where=text("ended_at IS NULL")),
         Index("idx_after_hours_sessions_ended", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+        Index("idx_after_hours_sessions_announce", "announce_at", postgresql_where=text("announce_at IS NOT NULL")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -41,6 +42,8 @@ class AfterHoursSession(Base):
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
     # The moment of the warning for the present expires_at; an extension clears it.
     warned_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # When to publish the expiry again; null before it, and once it is published.
+    announce_at: Mapped[datetime | None] = mapped_column(Timestamp)
     latitude: Mapped[Decimal] = mapped_column(LATITUDE)
     longitude: Mapped[Decimal] = mapped_column(LONGITUDE)
     fuzzed_latitude: Mapped[Decimal] = mapped_column(LATITUDE)

@@ -40,7 +40,7 @@ _ACTIVE = text(f"""
 """)  # noqa: S608 - a constant
 
 _END_OWN_OVERDUE = text(f"""
-    UPDATE after_hours_sessions SET ended_at = expires_at
+    UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = clock_timestamp() + :lease
     WHERE user_id = :member_id AND ended_at IS NULL AND expires_at <= clock_timestamp()
     RETURNING {_COLUMNS}
 """)  # noqa: S608
@@ -80,7 +80,7 @@ _EXTEND = text(f"""
 
 # SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
 _END_DUE = text(f"""
-    UPDATE after_hours_sessions SET ended_at = expires_at
+    UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = statement_timestamp() + :lease
     WHERE id = ANY (ARRAY(
         SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= statement_timestamp()
         ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
@@ -98,6 +98,17 @@ _WARN_DUE = text(f"""
     ))
     RETURNING {_COLUMNS}
 """)  # noqa: S608
+
+_CLAIM_UNTOLD = text(f"""
+    UPDATE after_hours_sessions SET announce_at = statement_timestamp() + :lease
+    WHERE id = ANY (ARRAY(
+        SELECT id FROM after_hours_sessions WHERE announce_at <= statement_timestamp()
+        ORDER BY announce_at LIMIT :batch FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING {_COLUMNS}
+""")  # noqa: S608
+
+_MARK_TOLD = text("UPDATE after_hours_sessions SET announce_at = NULL WHERE id = ANY (:ids)")
 
 _EXPIRY_SECONDS = text("""
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
@@ -127,9 +138,12 @@ def active(member_id: str) -> Session | None:
     return _one(_ACTIVE, member_id=member_id)
 
 
-def end_own_overdue(member_id: str) -> Session | None:
-    """End the member's session that ran out and that nobody has ended yet: it would block a new one."""
-    return _one(_END_OWN_OVERDUE, member_id=member_id)
+def end_own_overdue(member_id: str, lease: timedelta) -> Session | None:
+    """End the member's session that ran out and that nobody has ended yet: it would block a new one.
+
+    lease: how long the caller has to tell of it.
+    """
+    return _one(_END_OWN_OVERDUE, member_id=member_id, lease=lease)
 
 
 def start(
@@ -171,9 +185,22 @@ def extend(member_id: str, length: timedelta) -> Session | None:
     return _one(_EXTEND, member_id=member_id, length=length)
 
 
-def end_due(batch: int) -> list[Session]:
-    """End up to `batch` sessions that have run out, at their expiry."""
-    return _all(_END_DUE, batch=batch)
+def end_due(batch: int, lease: timedelta) -> list[Session]:
+    """End up to `batch` sessions that have run out, at their expiry.
+
+    lease: how long the caller has to tell of them.
+    """
+    return _all(_END_DUE, batch=batch, lease=lease)
+
+
+def claim_untold(batch: int, lease: timedelta) -> list[Session]:
+    """Return up to `batch` sessions that ran out and whom nobody told of within the lease; it is the caller's now."""
+    return _all(_CLAIM_UNTOLD, batch=batch, lease=lease)
+
+
+def mark_told(ids: Iterable[uuid.UUID]) -> None:
+    """Note that the expiry of these sessions was published."""
+    db.session.execute(_MARK_TOLD, {"ids": list(ids)})
 
 
 def warn_due(batch: int, lead: timedelta) -> list[Session]:
