@@ -3,20 +3,22 @@
 The mechanism only: which seconds a session needs is in `sessions/deadlines.py`. No other module knows rq-scheduler.
 """
 
+import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import structlog
+from crontab import CronTab
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004 - the names that redis-py gave them
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
 from rq_scheduler import Scheduler as RqScheduler
-from rq_scheduler.utils import get_next_scheduled_time, to_unix
 
 from afterhours_service.log import get_logger
 from afterhours_service.queue import (
@@ -31,6 +33,7 @@ logger = get_logger(__name__)
 
 SCHEDULED: str = RqScheduler.scheduled_jobs_key
 POLL_SECONDS = 0.2
+CLOCK_SECONDS = 60  # how often the database's clock is looked at
 LEASE_SECONDS = 5  # a scheduler that was killed is replaced within this
 QUEUED_SECONDS = 120  # a timer that nobody worked off for so long is left to the reconciliation
 CHUNK = 1000
@@ -100,12 +103,21 @@ class Periodic(NamedTuple):
 class Scheduler(RqScheduler):  # type: ignore[misc]
     """rq-scheduler's, with a loop that outlives Redis, bad entries, and the scheduler beside it.
 
-    Of several schedulers the one that holds the lease is active; the others wait for it to lapse.
+    Of several schedulers the one that holds the lease is active; the others wait for it to lapse. The time is the
+    database's, by which sessions end: `seconds_behind` tells how far this clock is behind it, or None for unknown.
     """
 
-    def __init__(self, connection: Redis, periodic: tuple[Periodic, ...]) -> None:
+    def __init__(
+        self,
+        connection: Redis,
+        periodic: tuple[Periodic, ...],
+        seconds_behind: Callable[[], float | None] = lambda: 0.0,
+    ) -> None:
         super().__init__(queue_name=MAINTENANCE_QUEUE, connection=connection, interval=POLL_SECONDS)
         self.periodic = periodic
+        self._seconds_behind = seconds_behind
+        self._behind = 0.0
+        self._next_clock = 0.0  # time.monotonic()
         self._stopped = threading.Event()
         self._catch_up = True  # what was missed before the first round, or while Redis was away, is looked for at once
         self._next_look = 0.0  # time.monotonic()
@@ -129,11 +141,26 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
         self.remove_lock()
         logger.info("scheduler stopped", name=self.name)
 
+    def now(self) -> float:
+        """Return the database's time, in seconds since the epoch, as far as it is known."""
+        return time.time() + self._behind
+
+    def look_at_the_clock(self) -> None:
+        """Find out how far this clock is behind the database's; while that is away, nothing changes."""
+        behind = self._seconds_behind()
+        if behind is not None:
+            self._behind = behind
+            if abs(behind) > 1:
+                logger.warning("the clock is not the database's", seconds_behind=round(behind, 1))
+
     def tick(self) -> None:
         """Do one round, if this scheduler is the active one: periodic jobs each second, due jobs each time."""
         if not self.acquire_lock():
             self._catch_up = True
             return
+        if self._catch_up or time.monotonic() >= self._next_clock:
+            self.look_at_the_clock()
+            self._next_clock = time.monotonic() + CLOCK_SECONDS
         if self._catch_up or time.monotonic() >= self._next_look:
             self.register_periodic(at_once=self._catch_up)
             self._catch_up, self._next_look = False, time.monotonic() + 1
@@ -168,7 +195,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
             if score is None or (job.cron and self._registered_cron(job.id) != job.cron):
                 self._register(job)
             elif at_once and job.seconds:
-                self.connection.zadd(SCHEDULED, {job.id: time.time()})
+                self.connection.zadd(SCHEDULED, {job.id: self.now()})
 
     def _registered_cron(self, job_id: str) -> str | None:
         try:
@@ -178,11 +205,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
         return cron
 
     def _register(self, periodic: Periodic) -> None:
-        meta = (
-            {"cron_string": periodic.cron, "use_local_timezone": False}
-            if periodic.cron
-            else {"interval": periodic.seconds}
-        )
+        meta = {"cron_string": periodic.cron} if periodic.cron else {"interval": periodic.seconds}
         job = self._create_job(
             periodic.function,
             id=periodic.id,
@@ -191,13 +214,12 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
             result_ttl=-1,
             meta=meta,
         )
-        first = to_unix(get_next_scheduled_time(periodic.cron)) if periodic.cron else time.time()
-        self.connection.zadd(SCHEDULED, {job.id: first})
+        self.connection.zadd(SCHEDULED, {job.id: self._next(job) if periodic.cron else self.now()})
         logger.info("periodic job registered", id=job.id)
 
     def enqueue_jobs(self) -> None:
         """Hand every due job to its queue; one that cannot be read is dropped and logged."""
-        for raw in self.connection.zrangebyscore(SCHEDULED, 0, time.time(), start=0, num=CHUNK):
+        for raw in self.connection.zrangebyscore(SCHEDULED, 0, self.now(), start=0, num=CHUNK):
             try:
                 job = Job.fetch(raw.decode(), connection=self.connection)
             except NoSuchJobError:
@@ -212,12 +234,23 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
                 self.enqueue_job(job)
 
     def enqueue_job(self, job: Job) -> None:
-        """Hand the job over; a periodic one that still waits in its queue isn't put there twice."""
-        interval = job.meta.get("interval")
-        if interval and self.connection.lpos(self.get_queue_for_job(job).key, job.id) is not None:
-            self.connection.zadd(SCHEDULED, {job.id: time.time() + interval})
+        """Hand the job over; a periodic one comes again, and isn't put twice into its queue."""
+        queue = self.get_queue_for_job(job)
+        again = self._next(job)
+        if again is None or self.connection.lpos(queue.key, job.id) is None:
+            queue.enqueue_job(job)
+        if again is None:
+            self.connection.zrem(SCHEDULED, job.id)
         else:
-            super().enqueue_job(job)
+            self.connection.zadd(SCHEDULED, {job.id: again})
+
+    def _next(self, job: Job) -> float | None:
+        """Return when a periodic job comes again, in seconds since the epoch; cron lines are read in UTC."""
+        if cron := job.meta.get("cron_string"):
+            now = math.floor(self.now())
+            return float(now + CronTab(cron).next(now=now, default_utc=True))
+        interval = job.meta.get("interval")
+        return self.now() + interval if interval else None
 
 
 def _meta() -> dict[str, str]:

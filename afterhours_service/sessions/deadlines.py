@@ -69,11 +69,12 @@ def reconcile() -> int:
 def arm_again_if_early(second: int) -> None:
     """Arm a second try when the timer of `second` came before the database's clock did.
 
-    Under another id: the end of the job that is running deletes the hash of its own.
+    It came by the scheduler's clock, and so does the second try: as much later as the first was early. Under another
+    id: the end of the job that is running deletes the hash of its own.
     """
     early = math.ceil(second - queries.now().timestamp())
     if early > 0:
-        at = math.ceil(datetime.now().astimezone().timestamp()) + early
+        at = second + early
         with after_commit() as trip:
             arm_timer(trip, Timer(f"{PREFIX}{second}-at-{at}", at, _FUNCTION, (second,)))
 
