@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 
 SCHEDULED: str = RqScheduler.scheduled_jobs_key
 POLL_SECONDS = 0.2
-CLOCK_SECONDS = 60  # how often the database's clock is looked at
+CLOCK_SECONDS = 5  # how often the database's clock is looked at
 LEASE_SECONDS = 5  # a scheduler that was killed is replaced within this
 QUEUED_SECONDS = 120  # a timer that nobody worked off for so long is left to the reconciliation
 CHUNK = 1000

@@ -164,14 +164,14 @@ def old_jobs(stack: Stack) -> Iterator[None]:
 
 @contextmanager
 def clock_ahead(stack: Stack) -> Iterator[None]:
-    """Run the service under a clock that is ahead of the database's."""
+    """Let the service's clock jump ahead of the database's, and back."""
     with _skewed(stack, SKEW_SECONDS):
         yield
 
 
 @contextmanager
 def clock_behind(stack: Stack) -> Iterator[None]:
-    """Run the service under a clock that is behind the database's."""
+    """Let the service's clock jump behind the database's, and back."""
     with _skewed(stack, -SKEW_SECONDS):
         yield
 

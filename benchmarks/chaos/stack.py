@@ -116,7 +116,6 @@ class Stack:
         shutil.rmtree(folder, ignore_errors=True)
         self.folder = folder
         self._stopping = threading.Event()
-        self._lock = threading.Lock()
         self._supervisor = threading.Thread(target=self._supervise)
         self._everything = ExitStack()
         place = self._everything.enter_context(home(folder))
@@ -128,6 +127,8 @@ class Stack:
         self.database_url, self.redis_url = self.postgres.value, self.valkey.value[0]
         self.postgres_folder = place.path / "pg"
         self.path = folder / "api.sock"
+        self._clock = folder / "clock"
+        self.shift_clock(0)
         secret = secrets.token_urlsafe(48)
         self._environment = {
             "PATH": os.environ["PATH"],
@@ -137,6 +138,8 @@ class Stack:
             "LOCATION_SECRET": secrets.token_urlsafe(48),
             "AFTER_HOURS_MINUTE_SECONDS": "1",
             "RATELIMIT_ENABLED": "false",
+            "PYTHONPATH": str(CLOCK),
+            "CHAOS_CLOCK": str(self._clock),
         }
         gunicorn = ["-m", "gunicorn", "--bind", f"unix:{self.path}", "--workers", "2", "--log-level", "warning"]
         commands = {
@@ -147,7 +150,6 @@ class Stack:
             "scheduler-2": ["scheduler.py"],
         }
         self.processes = {name: Process(name, command, folder) for name, command in commands.items()}
-        self._shift = 0.0
         self._migrate()
         self.tokens = {
             member: jwt.encode({"userId": member, "exp": int(time.time()) + TOKEN_SECONDS}, secret)
@@ -205,14 +207,8 @@ class Stack:
         raise LookupError(f"no scheduler has the lease: {name}")
 
     def shift_clock(self, seconds: float) -> None:
-        """Restart the service's processes under a clock that is so much ahead (negative: behind)."""
-        with self._lock:
-            self._shift = seconds
-            for process in self.processes.values():
-                process.terminate()
-            for process in self.processes.values():
-                process.wait()
-                process.start(self._environment_of(process))
+        """Let the clock of the service's processes jump: so much ahead of the real time; negative: behind."""
+        self._clock.write_text(str(seconds))
 
     def wait_until_ready(self) -> None:
         """Wait until the API says that it can serve. Raises SystemExit after START_SECONDS."""
@@ -226,8 +222,7 @@ class Stack:
         raise SystemExit(f"the API did not start, see {self.processes['api'].log}")
 
     def _environment_of(self, process: Process) -> dict[str, str]:
-        shift = {"CHAOS_CLOCK_SHIFT": str(self._shift), "PYTHONPATH": str(CLOCK)} if self._shift else {}
-        return {**self._environment, **shift, "LOG_LEVEL": "WARNING" if process.name == "api" else "INFO"}
+        return {**self._environment, "LOG_LEVEL": "WARNING" if process.name == "api" else "INFO"}
 
     def _migrate(self) -> None:
         with (self.folder / "migrate.log").open("wb") as log:
@@ -238,13 +233,12 @@ class Stack:
         """Start again, after a moment, what has ended."""
         died: dict[str, float] = {}
         while not self._stopping.wait(0.1):
-            with self._lock:
-                for process in self.processes.values():
-                    if not process.is_dead:
-                        died.pop(process.name, None)
-                    elif time.monotonic() - died.setdefault(process.name, time.monotonic()) >= RESTART_SECONDS:
-                        process.wait()
-                        process.start(self._environment_of(process))
+            for process in self.processes.values():
+                if not process.is_dead:
+                    died.pop(process.name, None)
+                elif time.monotonic() - died.setdefault(process.name, time.monotonic()) >= RESTART_SECONDS:
+                    process.wait()
+                    process.start(self._environment_of(process))
 
     def _stop(self) -> None:
         self._stopping.set()
