@@ -103,7 +103,7 @@ class Turn:
     ran_out: int = 0  # sessions
     doubled: int = 0  # of them told more than once
     unheard: int = 0  # of them never heard by the subscriber, which was disconnected in that turn
-    starts: list[float] = field(default_factory=list)  # seconds that each acknowledged start took
+    starts: list[float] = field(default_factory=list)  # seconds of each, from the second second of a lasting fault
     delays: list[float] = field(default_factory=list)  # seconds from each expiry to its event
     recovery: float | None = None  # seconds
 
@@ -138,6 +138,10 @@ class _Checker:
         for row in sorted(self.rows.values(), key=lambda row: row.started):
             self.members[row.member][1].append(row)
         self.begins = [line["at"] for line in self.lines["phase"]]
+        healed = {line["fault"]: line["at"] for line in self.lines["healed"]}
+        self.spans: dict[str, tuple[float, float]] = {
+            line["fault"]: (line["at"], healed[line["fault"]]) for line in self.lines["faulty"]
+        }
         self.report = Report({line["fault"]: Turn() for line in self.lines["phase"]})
 
     def run(self) -> Report:
@@ -174,13 +178,18 @@ class _Checker:
         """Count a request, and judge its manners: no 500, no 503 without Retry-After, no hang."""
         turn = self._turn(op.invoked)
         turn.operations += 1
-        if op.op == "start" and op.is_done:
+        if op.op == "start" and op.is_done and self._is_at_full_length(op.invoked):
             turn.starts.append(op.completed - op.invoked)
         good = op.status in EXPECTED[op.op] or (op.status == 503 and op.retry_after) or op.status is None
         if op.status not in EXPECTED[op.op]:
             turn.errors[" ".join(str(part) for part in (op.status, op.code) if part)] += 1
         if not good or op.completed - op.invoked >= HANG_SECONDS:
             self._violation(BAD_ANSWER, op.invoked, op)
+
+    def _is_at_full_length(self, moment: float) -> bool:
+        """Tell whether a fault that lasts has done so for a second; a turn without one is all alike."""
+        begin, end = self.spans[self._phase(moment)["fault"]]
+        return end - begin < 1 or begin + 1 <= moment <= end
 
     def _check_answer(self, op: Op) -> None:
         """Judge an answer by itself, and by the final row of the session it tells of."""
