@@ -33,6 +33,7 @@ class AfterHoursSession(Base):
         Index("idx_after_hours_sessions_user", "user_id"),
         Index("idx_after_hours_sessions_expires", "expires_at", postgresql_where=text("ended_at IS NULL")),
         Index("idx_after_hours_sessions_ended", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+        Index("idx_after_hours_sessions_announce", "announce_at", postgresql_where=text("announce_at IS NOT NULL")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -42,6 +43,8 @@ class AfterHoursSession(Base):
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
     # The moment of the warning for the present expires_at; an extension clears it.
     warned_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # When to publish the expiry again; null before it, and once it is published.
+    announce_at: Mapped[datetime | None] = mapped_column(Timestamp)
     # Exact, and null from the end of the session on: a trigger of the database erases them.
     latitude: Mapped[Decimal | None] = mapped_column(LATITUDE)
     longitude: Mapped[Decimal | None] = mapped_column(LONGITUDE)
