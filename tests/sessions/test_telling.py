@@ -1,8 +1,10 @@
 """Every expiry is told at least once, and without a crash just once."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -75,7 +77,7 @@ def test_a_start_tells_of_the_session_that_it_found_overdue(
 
 
 def test_many_untold_expiries_are_told_in_batches(
-    app: Flask, factory: Factory, events: Events, monkeypatch: Any
+    app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "BATCH", 2)
     sessions = {factory.session(factory.member(), left=-1) for _ in range(5)}
@@ -85,3 +87,20 @@ def test_many_untold_expiries_are_told_in_batches(
         service.do_what_is_due()
     told = expired(events)
     assert (len(told), set(told)) == (5, sessions)
+
+
+def test_two_workers_on_the_same_second_do_each_session_once(
+    app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BATCH", 3)
+    sessions = {factory.session(factory.member(), left=-1) for _ in range(30)}
+
+    def work() -> int:
+        with app.app_context():
+            return service.do_what_is_due().ended
+
+    with ThreadPoolExecutor(4) as workers:
+        counts = [future.result() for future in [workers.submit(work) for _ in range(4)]]
+    told = expired(events)
+    assert sum(counts) == len(told) == 30
+    assert set(told) == sessions
