@@ -34,6 +34,8 @@ CLOCK_SECONDS = 5  # how often the database's clock is looked at
 LEASE_SECONDS = 5  # a scheduler that was killed is replaced within this
 QUEUED_SECONDS = 120  # a timer that nobody worked off for so long is left to the reconciliation
 CHUNK = 1000
+# The job's hash goes with the entry; without one, a worker is at the job, or is about to be.
+_DISARM = "if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then redis.call('DEL', KEYS[2]) end"
 
 
 class Timer(NamedTuple):
@@ -69,9 +71,8 @@ def arm_timer(pipeline: Pipeline, timer: Timer) -> None:
 
 
 def disarm_timer(pipeline: Pipeline, timer_id: str) -> None:
-    """Put the removal of the timer, and of its job's hash, into the trip; one that is not armed is no error."""
-    pipeline.zrem(SCHEDULED, timer_id)
-    pipeline.delete(Job.key_for(timer_id))
+    """Put the removal of the timer into the trip; one that is not armed, or handed over already, is left alone."""
+    pipeline.eval(_DISARM, 2, SCHEDULED, Job.key_for(timer_id), timer_id)
 
 
 def armed_timers(redis: Redis, prefix: str) -> set[str]:

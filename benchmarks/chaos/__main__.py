@@ -75,7 +75,7 @@ class Programme:
         try:
             for number, fault in enumerate(faults):
                 if time.monotonic() < end:
-                    self._history.mark("phase", fault=fault.name, may_double=fault.may_double)
+                    self._history.mark("phase", fault=fault.name, lasts=fault.lasts, may_double=fault.may_double)
                     time.sleep(calm if number else 15)  # until the first sessions run out
                     self._turn(fault, hold)
             time.sleep(calm)

@@ -30,6 +30,7 @@ BAD_ANSWER = "wrong answer, 500 or hang"
 
 RECOVERY_SECONDS = 60.0
 HANG_SECONDS = 10.0
+LAPSE_SECONDS = 2.0  # a shared timer is taken away for a moment when one who shares it leaves
 EXAMPLES = 2  # of each kind and turn are told
 EXPECTED = {"start": {201, 409}, "extend": {200, 404}, "end": {200, 404}, "status": {200}}
 NOT_DONE = {"REFUSED", "AUTH_UNAVAILABLE"}  # codes of failures that say that nothing was done
@@ -188,8 +189,9 @@ class _Checker:
 
     def _is_at_full_length(self, moment: float) -> bool:
         """Tell whether a fault that lasts has done so for a second; a turn without one is all alike."""
-        begin, end = self.spans[self._phase(moment)["fault"]]
-        return end - begin < 1 or begin + 1 <= moment <= end
+        phase = self._phase(moment)
+        begin, end = self.spans[phase["fault"]]
+        return not phase["lasts"] or begin + 1 <= moment <= end
 
     def _check_answer(self, op: Op) -> None:
         """Judge an answer by itself, and by the final row of the session it tells of."""
@@ -310,7 +312,7 @@ class _Checker:
         )
 
     def _check_timers(self) -> None:
-        """Judge the looks at the timers: none may lack twice in a row while all is well, nor 60 s after a fault."""
+        """Judge the looks at the timers: none may lack for long while all is well, nor 60 s after a fault."""
         marks = [(line["at"], kind) for kind in ("faulty", "healed", "recovered") for line in self.lines[kind]]
         calm: list[tuple[float, float]] = []
         since = self.begins[0]
@@ -321,10 +323,15 @@ class _Checker:
             else:
                 since = at + RECOVERY_SECONDS if kind == "healed" else min(at, since)
         calm.append((since, math.inf))
-        for one, other in itertools.pairwise(self.lines["probe"]):
-            if any(begin <= one["at"] and other["at"] <= end for begin, end in calm):
-                for second in {*one["missing"]} & {*other["missing"]}:
-                    self._violation(TIMER_MISSING, one["at"], second)
+        since_when: dict[int, float] = {}
+        for look in self.lines["probe"]:
+            is_calm = any(begin <= look["at"] <= end for begin, end in calm)
+            missing = look["missing"] if is_calm else []
+            since_when = {second: since_when.get(second, look["at"]) for second in missing}
+            for second, moment in since_when.items():
+                if look["at"] - moment >= LAPSE_SECONDS:
+                    self._violation(TIMER_MISSING, moment, second)
+                    since_when[second] = math.inf  # told once
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:

@@ -200,7 +200,7 @@ def together(stack: Stack) -> Iterator[None]:
 
 
 FAULTS = (
-    Fault("none", nothing),
+    Fault("none", nothing, lasts=False),
     Fault("workers killed in a batch", workers_killed, lasts=False, may_double=True),
     Fault("active scheduler killed", scheduler_killed, lasts=False),
     Fault("workers and schedulers killed", both_killed, lasts=False, may_double=True),

@@ -5,7 +5,7 @@ database's too.
 
 | kind | written | fields |
 | --- | --- | --- |
-| `phase` | as a fault's turn begins | `at`, `fault`, `may_double` |
+| `phase` | as a fault's turn begins | `at`, `fault`, `lasts`, `may_double` |
 | `faulty` | as the fault begins | `at`, `fault` |
 | `healed` | as the fault is over | `at`, `fault` |
 | `recovered` | as all is well again, or `seconds` is null | `at`, `fault`, `seconds` |
