@@ -1,5 +1,6 @@
 """Every expiry is told at least once, and without a crash just once."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from redis import Redis
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
 from afterhours_service.extensions import db
 from afterhours_service.sessions import queries, service
 from tests.conftest import make_settings
-from tests.factories import Factory
+from tests.factories import Factory, scheduled
 from tests.sessions.test_life import start
 
 Events = Callable[[], list[dict[str, Any]]]
@@ -66,12 +68,15 @@ def test_an_expiry_of_a_time_with_redis_away_is_told_when_it_is_back(
     assert expired(events) == [session]
 
 
-def test_a_start_tells_of_the_session_that_it_found_overdue(
-    client: FlaskClient, factory: Factory, events: Events
+def test_a_start_leaves_the_session_that_it_found_overdue_to_a_worker_to_tell_of_at_once(
+    app: Flask, client: FlaskClient, factory: Factory, events: Events, redis: Redis
 ) -> None:
     member = factory.member()
     session = factory.session(member, left=-1)
     assert start(client, member).status_code == 201
+    assert min(scheduled(redis).values()) <= time.time() + 1
+    with app.app_context():
+        service.do_what_is_due()
     assert expired(events) == [session]
     assert not factory.execute("SELECT FROM after_hours_sessions WHERE announce_at IS NOT NULL")
 
