@@ -12,8 +12,17 @@ from afterhours_service.extensions import db
 
 _LOCK_KEY = 0x0AF7E12  # any number that nobody else takes
 
-_OLD_DECLINES = "FROM after_hours_declines WHERE created_at < now() - :retention"
-_OLD_SESSIONS = "FROM after_hours_sessions AS s WHERE ended_at IS NOT NULL AND ended_at < now() - :retention"
+# The Node service, making a decline anew, lets only last_session_id follow: that session's start then counts.
+_RENEWED = "s.id = d.last_session_id AND s.id <> d.session_id"
+_OLD_DECLINES = f"""
+    FROM after_hours_declines AS d WHERE created_at < now() - :retention AND NOT EXISTS (
+        SELECT FROM after_hours_sessions AS s WHERE {_RENEWED} AND s.started_at >= now() - :retention)
+"""
+# A decline goes with its session_id; one made anew still needs it.
+_OLD_SESSIONS = """
+    FROM after_hours_sessions AS s WHERE ended_at IS NOT NULL AND ended_at < now() - :retention AND NOT EXISTS (
+        SELECT FROM after_hours_declines AS d WHERE d.session_id = s.id AND d.last_session_id <> s.id)
+"""
 # The matches of the Node service, and their messages, would go with the session; they are the host's.
 _WITHOUT_MATCHES = " AND NOT EXISTS (SELECT FROM after_hours_matches AS m WHERE m.session_id = s.id)"
 _ORPHANED_FINGERPRINTS = "FROM device_fingerprints WHERE session_id IS NULL"
