@@ -37,5 +37,5 @@ def unseal(me: Asker, cursor: str) -> Position:
 
 
 def _fernet() -> Fernet:
-    digest = hmac.digest(current_settings().jwt_key.encode(), b"after-hours/discovery-cursor/1", "sha256")
+    digest = hmac.digest(current_settings().location_secret.encode(), b"after-hours/discovery-cursor/1", "sha256")
     return Fernet(urlsafe_b64encode(digest))

@@ -123,7 +123,7 @@ _FITTING = f"""
              WHERE d.user_id = :member_id AND d.declined_user_id = s.user_id AND {_IN_FORCE}) IS NULL
         AND (SELECT true FROM after_hours_declines AS d
              WHERE d.user_id = s.user_id AND d.declined_user_id = :member_id AND {_IN_FORCE}) IS NULL
-"""  # noqa: S608 - constants of this module
+"""
 
 _NEAREST_FIRST = "ORDER BY discovery_key <-> CAST(:near AS cube)"
 
@@ -146,7 +146,7 @@ _PAGE = text(f"""
 _COUNT = text(f"""
     {_AS_WRITTEN}
     SELECT count(*) FROM (SELECT {_FITTING % _NEAREST_FIRST} LIMIT :limit) AS fitting
-""")  # noqa: S608
+""")
 
 _IS_SEEN = text(f"SELECT EXISTS (SELECT {_FITTING % 'AND user_id = :other_id'})")
 
@@ -154,7 +154,7 @@ _HAS_DECLINED = text(f"""
     SELECT EXISTS (
         SELECT FROM after_hours_declines AS d
         WHERE d.user_id = :member_id AND d.declined_user_id = :other_id AND {_IN_FORCE})
-""")  # noqa: S608
+""")
 
 # A decline that is made anew, its memory over, begins anew: also for the nightly cleanup, which looks at created_at and
 # would delete it with the session it hangs on.

@@ -11,6 +11,7 @@ from afterhours_service.discovery import queries, rules
 from afterhours_service.discovery.queries import Asker, Candidate, Position
 from afterhours_service.extensions import current_settings, db
 from afterhours_service.location import shown_distance_km
+from afterhours_service.profiles import photo
 from afterhours_service.schemas import is_storable
 from afterhours_service.sessions import rules as session_rules
 
@@ -100,11 +101,6 @@ def take_back(member_id: str, other_id: str) -> None:
         db.session.commit()
 
 
-def photo_urls(key: str | None) -> tuple[str | None, str | None]:
-    """Return the URLs of a photo and of its thumbnail."""
-    return key, key
-
-
 def _asker(member_id: str) -> Asker:
     """Return the member who looks around; what others find them by follows their profile from here on."""
     me = queries.asker(member_id)
@@ -121,13 +117,13 @@ def _lead() -> timedelta:
 
 
 def _member(me: Asker, candidate: Candidate) -> Member:
-    photo, thumbnail = photo_urls(candidate.photo_key)
+    key = candidate.photo_key
     return Member(
         user_id=candidate.user_id,
         name=candidate.name,
         age=candidate.age,
-        photo_url=photo,
-        thumbnail_url=thumbnail,
+        photo_url=photo.url(key),
+        thumbnail_url=photo.url(key and photo.thumbnail_key(key)),
         description=candidate.description,
         distance_km=shown_distance_km(me.blurred, candidate.blurred),
         expires_at=candidate.expires_at,

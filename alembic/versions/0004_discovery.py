@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0004"
-down_revision = "0001"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -75,7 +75,7 @@ TRIGGERS = """
     -- To set discovery_key, to whatever, is to ask for it anew.
     CREATE TRIGGER after_hours_set_key
         BEFORE INSERT OR UPDATE OF discovery_key, fuzzed_latitude, fuzzed_longitude ON after_hours_sessions
-        FOR EACH ROW EXECUTE FUNCTION after_hours_set_key();
+        FOR EACH ROW WHEN (NEW.ended_at IS NULL) EXECUTE FUNCTION after_hours_set_key();
 
     CREATE FUNCTION after_hours_preferences_changed() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -93,11 +93,7 @@ GIVE_KEYS = f"""
     UPDATE after_hours_sessions SET discovery_key = NULL WHERE id = ANY (ARRAY(
         SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND discovery_key IS NULL LIMIT {BATCH}))"""
 
-INDEXES = {
-    "idx_after_hours_sessions_discovery": "USING gist (discovery_key) WHERE ended_at IS NULL",
-    # How many sessions a member has had since a decline; and what goes when a user goes.
-    "idx_after_hours_sessions_user": "(user_id, started_at)",
-}
+INDEX = "idx_after_hours_sessions_discovery"
 
 
 def upgrade() -> None:
@@ -114,17 +110,16 @@ def upgrade() -> None:
     with op.get_context().autocommit_block():
         while op.get_bind().execute(sa.text(GIVE_KEYS)).rowcount:
             pass
-        for name, definition in INDEXES.items():
-            if _is_invalid(name):
-                op.execute(f"DROP INDEX CONCURRENTLY {name}")
-            op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON after_hours_sessions {definition}")
+        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {INDEX}")  # half-made, or not there
+        op.execute(f"""
+            CREATE INDEX CONCURRENTLY {INDEX} ON after_hours_sessions USING gist (discovery_key) WHERE ended_at IS NULL
+        """)
 
 
 def downgrade() -> None:
     """Go back; the extension stays, as others may use it by now."""
     _drop_triggers()
-    for name in INDEXES:
-        op.execute(f"DROP INDEX IF EXISTS {name}")
+    op.execute(f"DROP INDEX IF EXISTS {INDEX}")
     op.execute("ALTER TABLE after_hours_sessions DROP COLUMN IF EXISTS discovery_key")
     op.execute("ALTER TABLE after_hours_sessions DROP COLUMN IF EXISTS discovery_wish")
     for head in reversed(FUNCTIONS):
@@ -154,9 +149,3 @@ def _drop_triggers() -> None:
     op.execute("DROP TRIGGER IF EXISTS after_hours_preferences_changed ON after_hours_preferences")
     op.execute("DROP FUNCTION IF EXISTS after_hours_set_key()")
     op.execute("DROP FUNCTION IF EXISTS after_hours_preferences_changed()")
-
-
-def _is_invalid(index: str) -> bool:
-    """Tell whether an earlier, interrupted run left the index half-made."""
-    statement = sa.text("SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)")
-    return bool(op.get_bind().execute(statement, {"index": index}).scalar())

@@ -69,6 +69,6 @@ def seen(client: FlaskClient, member: str) -> list[str]:
     return [other["userId"] for other in look(client, member, limit=50)["members"]]
 
 
-def decline(client: FlaskClient, member: str, other: str) -> int:
-    """Decline, and return the status."""
-    return client.post(f"{API}/declines", json={"userId": other}, headers=bearer(member)).status_code
+def decline(client: FlaskClient, member: str, other: str) -> Any:
+    """Return the answer to POST /declines."""
+    return client.post(f"{API}/declines", json={"userId": other}, headers=bearer(member))

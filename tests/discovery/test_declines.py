@@ -27,7 +27,7 @@ def test_it_lasts_for_this_session_and_the_next_two_of_who_declined(
     client: FlaskClient, factory: Factory, live: Live, my_next: int, their_next: int, hidden: bool
 ) -> None:
     me, other = live(), live()
-    assert decline(client, me, other) == 201
+    assert decline(client, me, other).status_code == 201
     for member, sessions in ((me, my_next), (other, their_next)):
         for _ in range(sessions):
             again(factory, member)
@@ -39,9 +39,9 @@ def test_the_same_decline_twice_changes_nothing(client: FlaskClient, factory: Fa
     me, other = live(), live()
     decline(client, me, other)
     before = factory.execute("SELECT * FROM after_hours_declines")
-    assert decline(client, me, other) == 201
+    assert decline(client, me, other).status_code == 201
     again(factory, me)
-    assert decline(client, me, other) == 201
+    assert decline(client, me, other).status_code == 201
     assert factory.execute("SELECT * FROM after_hours_declines") == before
 
 
@@ -51,7 +51,7 @@ def test_a_decline_made_anew_begins_anew(client: FlaskClient, factory: Factory, 
     factory.execute("UPDATE after_hours_declines SET created_at = created_at - interval '8 days'")
     for _ in range(3):
         again(factory, me)
-    assert decline(client, me, other) == 201
+    assert decline(client, me, other).status_code == 201
     [row] = factory.execute("SELECT *, created_at > now() - interval '1 hour' AS fresh FROM after_hours_declines")
     current = factory.sessions(me)[-1].id
     assert (row.decline_count, row.session_id, row.last_session_id, row.fresh) == (2, current, current, True)
@@ -93,7 +93,7 @@ def test_who_cannot_be_seen_is_as_unknown_as_who_does_not_exist(
     factory.execute("INSERT INTO blocks (id, user_id, blocked_user_id) VALUES ('b', %s, %s)", blocking, me)
     decline(client, declining, me)
     answers = [
-        client.post(f"{API}/declines", json={"userId": other}, headers=bearer(me))
+        decline(client, me, other)
         for other in ("nobody", me, far, unfit, blocking, leaving, declining, factory.member())
     ]
     assert {(answer.status_code, answer.json["code"]) for answer in answers} == {(404, "MEMBER_NOT_FOUND")}
@@ -110,7 +110,7 @@ def test_a_malformed_decline_is_refused(client: FlaskClient, live: Live, body: d
 def test_a_decline_needs_a_session(client: FlaskClient, factory: Factory, live: Live) -> None:
     me, other = factory.member(), live()
     answers = [
-        client.post(f"{API}/declines", json={"userId": other}, headers=bearer(me)),
+        decline(client, me, other),
         client.delete(f"{API}/declines/{other}", headers=bearer(me)),
     ]
     assert [(answer.status_code, answer.json["code"]) for answer in answers] == [(400, "NO_ACTIVE_SESSION")] * 2
