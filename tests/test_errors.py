@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from afterhours_service.errors import CATALOGUE, AppError
 from afterhours_service.health import VERSION_TABLE
+from tests.discovery.conftest import decline
 from tests.factories import Factory, bearer, token
 from tests.sessions.test_life import API, WHOLE, end, extend, failure, start, status
 
@@ -48,6 +49,9 @@ REACHED_BY: dict[str, Callable[[FlaskClient, Factory], Any]] = {
     "PROFILE_REQUIRED": lambda client, factory: start(client, factory.member(profile=False)),
     "SESSION_ALREADY_ACTIVE": after("SELECT 1", lambda client, member: [start(client, member) for _ in "12"][1]),
     "NO_ACTIVE_SESSION": lambda client, factory: end(client, factory.member()),
+    "MEMBER_NOT_FOUND": after(
+        "SELECT 1", lambda client, member: [start(client, member), decline(client, member, "nobody")][1]
+    ),
     "NOT_FOUND": lambda client, _: client.get("/nowhere"),
     "METHOD_NOT_ALLOWED": lambda client, _: client.get(f"{API}/start"),
     "PAYLOAD_TOO_LARGE": lambda client, factory: start(client, factory.member(), more="x" * 70_000),
