@@ -78,7 +78,7 @@ WORLD = """
 ASKERS = {
     "a random member": "",
     "a random member who sets nothing": "seeking_gender = 'Any', min_age = 18, max_age = 99, max_distance_km = 10",
-    "whom nobody fits: non-binary, 80 to 99": "seeking_gender = 'Non-binary', min_age = 80, max_age = 99, max_distance_km = 10",
+    "whom nobody fits: non-binary, 80 to 99": "seeking_gender = 'Non-binary', min_age = 80, max_distance_km = 10",
     "whom nobody fits: any, 80 to 99, 200 km": "seeking_gender = 'Any', min_age = 80, max_age = 99, max_distance_km = 200",
     "whom few fit: non-binary, 40 to 45, 200 km": "seeking_gender = 'Non-binary', min_age = 40, max_age = 45, max_distance_km = 200",
     "whom few fit: any, 64 to 67, 200 km": "seeking_gender = 'Any', min_age = 64, max_age = 67, max_distance_km = 200",
@@ -101,6 +101,7 @@ def main() -> None:
             jwt_key="",
             jwt_algorithm="HS256",
             log_level="ERROR",
+            location_secret="x" * 32,
         )
         app = create_app(settings)
         with app.app_context():
