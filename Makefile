@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test check privacy lint format lock clean
+.PHONY: help install run test check privacy lint format lock clean openapi audit
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -36,6 +36,12 @@ lint: install ## format, lint, types, import contracts
 format: install ## format, and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+openapi: install ## write docs/openapi.json out of the code
+	$(BIN)/python -m dev.openapi
+
+audit: install ## ask PyPI whether a pinned dependency has a known vulnerability
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.txt
 
 lock: ## pin the ranges of setup.cfg to exact versions, with hashes
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes setup.cfg -o requirements.txt

@@ -1,0 +1,135 @@
+"""The API's description: complete, current, true (schemathesis), and enough to make a client from."""
+
+import json
+import re
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from flask import Flask
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+from schemathesis.config import SchemathesisConfig
+
+from afterhours_service import access
+from afterhours_service.errors import CATALOGUE
+from afterhours_service.profiles import rules
+from dev import openapi
+from tests.factories import Factory, bearer
+from tests.profiles.test_imaging import encode, quarters
+
+DESCRIPTION = json.loads(openapi.PATH.read_text())
+OPERATIONS = {
+    operation["operationId"]: (method.upper(), path, operation)
+    for path, item in DESCRIPTION["paths"].items()
+    for method, operation in item.items()
+}
+
+
+def codes(operation: dict[str, Any], status: int) -> set[str]:
+    """Return the codes that an operation is said to answer with a status."""
+    content = operation["responses"].get(str(status), {}).get("content", {})
+    return set(content.get("application/json", {}).get("examples", {}))
+
+
+def test_what_is_written_is_what_the_code_says() -> None:
+    assert openapi.text() == openapi.PATH.read_text(), "run `make openapi`"
+
+
+def test_every_route_is_described(app: Flask) -> None:
+    described = {(method, path) for method, path, _ in OPERATIONS.values()}
+    assert described == {
+        (method, rule.rule)
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if rule.endpoint != "files.get_photo"  # whose links come signed, ready to use
+    }
+
+
+def test_every_code_is_an_answer_of_some_operation() -> None:
+    answers = {
+        code for _, _, operation in OPERATIONS.values() for s in operation["responses"] for code in codes(operation, s)
+    }
+    assert CATALOGUE.keys() - answers == {"NOT_FOUND", "METHOD_NOT_ALLOWED"}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_names_its_refusals(name: str) -> None:
+    _, path, operation = OPERATIONS[name]
+    gate = {error.code for error in access.FAILURES}
+    said = {code for status in operation["responses"] for code in codes(operation, status)}
+    assert gate <= said if path.startswith("/api/") else not gate & said
+    assert operation.get("security", DESCRIPTION["security"]) == ([{"bearer": []}] if path.startswith("/api/") else [])
+    assert {"BAD_REQUEST", "INTERNAL_ERROR"} <= said
+    assert operation["summary"].endswith(".")
+
+
+@pytest.mark.parametrize("code", CATALOGUE)
+def test_an_example_is_a_failure(code: str) -> None:
+    value = DESCRIPTION["components"]["examples"][code]["value"]
+    schema = DESCRIPTION["components"]["schemas"]["Failure"]
+    assert (value["success"], value["code"]) == (False, code)
+    assert value.keys() <= schema["properties"].keys()
+
+
+@given(st.text() | st.text("\t\n\r \x85\u3000ab\u202e"))
+def test_the_pattern_of_a_description_is_its_rule(text: str) -> None:
+    tidy = rules.tidy(text)
+    accepted = tidy is None or not rules.has_control_characters(tidy)
+    assert bool(re.fullmatch(rules.DESCRIPTION_PATTERN.removesuffix("$"), text)) is accepted
+
+
+# --- what it says is true ---
+
+STATES = {
+    ("POST", "/api/after-hours/profile"): "DELETE FROM after_hours_profiles",
+    ("POST", "/api/after-hours/preferences"): "DELETE FROM after_hours_preferences",
+    ("PATCH", "/api/after-hours/preferences"): "UPDATE after_hours_preferences SET min_age = 18, max_age = 99",
+    ("POST", "/api/after-hours/session/start"): "DELETE FROM after_hours_sessions",
+}
+schemathesis.openapi.media_type("image/jpeg", st.just(encode(quarters(400, 300), "JPEG")))
+EMPTY_RANGE = [{"field": "minAge", "message": "Must not be greater than maxAge."}]
+
+
+@schemathesis.check
+def the_code_is_a_described_one(_ctx: Any, response: Any, case: Any) -> None:
+    if response.status_code >= 400 and response.status_code != 405:
+        assert response.json()["code"] in codes(case.operation.definition.raw, response.status_code)
+
+
+@pytest.fixture
+def described_api(app: Flask, factory: Factory) -> Any:
+    config = SchemathesisConfig.from_dict(
+        {
+            "generation": {"max-examples": 12, "deterministic": True},
+            # That an age range has someone in it is more than a JSON Schema can say; any other 400 is caught below.
+            "operations": [
+                {
+                    "include-name": f"{method} /api/after-hours/preferences",
+                    "checks": {
+                        "positive_data_acceptance": {"expected-statuses": ["2xx", "400", "401", "403", "404", "409"]}
+                    },
+                }
+                for method in ("POST", "PATCH")
+            ],
+        }
+    )
+    app.config["MEMBER"] = factory.member()
+    schema = schemathesis.openapi.from_dict(DESCRIPTION, config=config)
+    schema.app = app
+    return schema
+
+
+api = schemathesis.pytest.from_fixture("described_api")
+
+
+@api.parametrize()
+@hypothesis.settings(deadline=None, suppress_health_check=list(HealthCheck))
+def test_nothing_contradicts_the_description(case: Any, app: Flask, factory: Factory) -> None:
+    member = app.config["MEMBER"]
+    if statement := STATES.get((case.method, case.path)):
+        factory.execute(statement)
+    response = case.call_and_validate(headers=bearer(member))
+    if case.path.endswith("/preferences") and response.status_code == 400 and case.meta.generation.mode.is_positive:
+        assert response.json()["errors"] == EMPTY_RANGE
