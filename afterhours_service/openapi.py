@@ -152,6 +152,7 @@ class _Operations(BasePlugin):
     def operation_helper(
         self, path: str | None = None, operations: dict[str, Any] | None = None, **context: Any
     ) -> None:
+        del path  # the rule says more
         rule: Rule = context["rule"]
         names = rule.endpoint.split(".")
         first, *rest = names[-1].split("_")

@@ -61,7 +61,6 @@ PHOTO_FORM = {
         "required": ["photo"],
         "properties": {"photo": {"type": "string", "format": "binary"}},
     },
-    "encoding": {"photo": {"contentType": "image/jpeg, image/png, image/webp, image/heic, image/heif"}},
 }
 ProfileResponse = envelope("ProfileResponse", profile=fields.Nested(ProfileSchema))
 PhotoResponse = envelope("PhotoResponse", photo=fields.Nested(PhotoSchema))
