@@ -41,7 +41,7 @@ openapi: install ## write docs/openapi.json out of the code
 	$(BIN)/python -m dev.openapi
 
 audit: install ## ask PyPI whether a pinned dependency has a known vulnerability
-	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.txt
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt
 
 lock: ## pin the ranges of setup.cfg to exact versions, with hashes
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes setup.cfg -o requirements.txt
