@@ -159,7 +159,8 @@ def test_a_member_reaches_only_what_is_theirs(client: FlaskClient, factory: Fact
 
 def test_no_server_property_is_set_by_a_client(client: FlaskClient, factory: Factory) -> None:
     member = factory.member()
-    for name, value in {"id": "x", "endedAt": None, "expiresAt": "2099-01-01T00:00:00Z", "userId": "x"}.items():
+    properties: dict[str, Any] = {"id": "x", "endedAt": None, "expiresAt": "2099-01-01T00:00:00Z", "userId": "x"}
+    for name, value in properties.items():
         assert failure(start(client, member, **{name: value})) == (400, "VALIDATION_ERROR")
     for name in ("userId", "name", "age", "photoUrl", "photoKey", "createdAt"):
         response = client.patch("/api/after-hours/profile", headers=bearer(member), json={name: "x"})
