@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos check privacy bench bench-quick lint format lock clean
+.PHONY: help install run test chaos check privacy bench bench-quick openapi audit lint format lock clean
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -45,6 +45,12 @@ bench: install ## measure speed, cost and punctuality into docs/performance.md (
 
 bench-quick: install ## compare the revision REV with HEAD (2 minutes; wrk needed)
 	$(BIN)/python -m benchmarks.load.quick $(REV)
+
+openapi: install ## write docs/openapi.json out of the code
+	$(BIN)/python -m dev.openapi
+
+audit: install ## ask PyPI whether a pinned dependency has a known vulnerability
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt
 
 lock: ## pin the ranges of setup.cfg to exact versions, with hashes
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes setup.cfg -o requirements.txt

@@ -9,7 +9,7 @@ import structlog
 from flask import Flask, Response, g, request
 from sqlalchemy.exc import SQLAlchemyError
 
-from afterhours_service import errors, files, health, limits, log, queue, storage
+from afterhours_service import errors, files, health, limits, log, openapi, queue, security, storage
 from afterhours_service.blueprint import after_hours
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
@@ -53,12 +53,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     migrate.init_app(app, db, compare_type=True)
     queue.init_app(app, settings)
     _log_requests(app)
+    security.init_app(app, settings)
     limits.init_app(app, settings)  # asks before each request, in the order of registration
     storage.init_app(app, settings, files.PATH)
-    api.init_app(app)
+    openapi.init_app(app)
     api.register_blueprint(after_hours)
-    app.register_blueprint(health.blueprint)
+    api.register_blueprint(health.blueprint)
     app.register_blueprint(files.blueprint)
+    if settings.api_docs:
+        app.register_blueprint(openapi.page)
     app.cli.add_command(commands)
     errors.init_app(app)  # after flask-smorest, whose own handler drops headers
     _dispose_in_children(app)

@@ -16,6 +16,14 @@ from afterhours_service.schemas import is_storable
 logger = get_logger(__name__)
 
 MEMBER_ID_LENGTH = 255
+TOKEN_FAILURES = (errors.AuthRequired, errors.TokenExpired, errors.TokenInvalid)
+FAILURES = (
+    *TOKEN_FAILURES,
+    errors.PremiumRequired,
+    errors.VerificationRequired,
+    errors.ConsentRequired,
+    errors.AuthUnavailable,
+)
 
 
 def current_member_id() -> str:

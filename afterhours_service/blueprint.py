@@ -1,13 +1,18 @@
 """The after-hours blueprint: its prefix, the gate before every route, the features' routes."""
 
-from afterhours_service import access, limits
+from afterhours_service import access, errors, limits
 from afterhours_service.discovery.routes import blueprint as discovery
 from afterhours_service.preferences.routes import blueprint as preferences
 from afterhours_service.profiles.routes import blueprint as profiles
 from afterhours_service.schemas import Blueprint
 from afterhours_service.sessions.routes import blueprint as sessions
 
-after_hours = Blueprint("after_hours", __name__, url_prefix="/api/after-hours")
+after_hours = Blueprint(
+    "after_hours",
+    __name__,
+    url_prefix="/api/after-hours",
+    failures=(*access.FAILURES, errors.RateLimited, errors.ServiceUnavailable),
+)
 after_hours.before_request(access.gate)
 after_hours.register_blueprint(sessions)
 after_hours.register_blueprint(profiles)

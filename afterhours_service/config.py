@@ -60,6 +60,9 @@ class Settings:
     storage_folder: Path = Path(".state/photos")
     public_url: str = "http://127.0.0.1:8000"
     s3: S3Settings | None = None
+    production: bool = False
+    api_docs: bool = False
+    cors_origins: tuple[str, ...] = ()
 
     @classmethod
     def from_environ(cls) -> Self:
@@ -89,6 +92,8 @@ class Settings:
         storage_folder = env.path("STORAGE_FOLDER", Path(".state/photos"))
         public_url = env.str("PUBLIC_URL", "http://127.0.0.1:8000", validate=_is_http_url)
         s3 = _s3(env)
+        api_docs = env.bool("API_DOCS", not production)
+        cors_origins: list[str] | None = env.list("CORS_ORIGINS", [], validate=_are_origins)
         try:
             env.seal()
         except EnvValidationError as error:
@@ -124,6 +129,9 @@ class Settings:
             storage_folder=storage_folder,
             public_url=public_url.rstrip("/"),
             s3=s3,
+            production=production,
+            api_docs=api_docs,
+            cors_origins=tuple(cors_origins or ()),
         )
 
 
@@ -195,6 +203,12 @@ def _is_rate_limit(value: str) -> None:
 def _is_http_url(value: str) -> None:
     if not re.match(r"https?://[^/?#]+", value):
         raise ValidationError("Not an http:// or https:// URL.")
+
+
+def _are_origins(values: list[str]) -> None:
+    # Each by its name: an asterisk would let any page ask.
+    if not all(re.fullmatch(r"https?://[a-z0-9.\[\]:-]+", value) for value in values):
+        raise ValidationError("Not origins, such as https://app.example.com,https://admin.example.com.")
 
 
 def _is_log_level(value: str) -> None:

@@ -27,6 +27,7 @@ class AppError(Exception):
     code: ClassVar[str]
     headers: ClassVar[Mapping[str, str]] = {}
     extra: ClassVar[Mapping[str, Any]] = {}
+    example: ClassVar[Mapping[str, Any]] = {}  # of what an occurrence adds to its body
 
     def __init_subclass__(cls) -> None:
         CATALOGUE.setdefault(cls.code, cls)  # a variant with another status shares its parent's entry
@@ -97,12 +98,14 @@ class NotReady(AppError):
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "NOT_READY"
     headers: ClassVar = {"Retry-After": RETRY_AFTER_SECONDS}
+    example: ClassVar = {"status": "unavailable", "database": "unavailable", "schema": "unknown", "redis": "ok"}
 
 
 class ValidationFailed(AppError):
     """The request is not valid."""
 
     status, code = HTTPStatus.BAD_REQUEST, "VALIDATION_ERROR"
+    example: ClassVar = {"errors": [{"field": "duration", "message": "Must be 15, 30 or 60."}]}
 
     @classmethod
     def from_messages(cls, messages: Any) -> "ValidationFailed":
@@ -120,6 +123,14 @@ class SessionAlreadyActive(AppError):
     """A session is already active."""
 
     status, code = HTTPStatus.CONFLICT, "SESSION_ALREADY_ACTIVE"
+    example: ClassVar = {
+        "session": {
+            "id": "e464e3d8-9917-4641-88bb-33bf96d74d59",
+            "startedAt": "2026-11-22T21:53:46.069Z",
+            "expiresAt": "2026-11-22T22:09:00.000Z",
+            "remainingSeconds": 613,
+        }
+    }
 
 
 class NoActiveSession(AppError):
@@ -162,6 +173,7 @@ class InvalidImage(AppError):
     """The file is not a photo that can be taken."""
 
     status, code = HTTPStatus.BAD_REQUEST, "INVALID_IMAGE"
+    example: ClassVar = {"detail": "The picture is damaged or incomplete."}
 
 
 class FileTooLarge(AppError):

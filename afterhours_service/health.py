@@ -5,7 +5,7 @@ from typing import Any
 
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from flask import Blueprint
+from marshmallow import fields
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,20 +13,31 @@ from sqlalchemy.exc import SQLAlchemyError
 from afterhours_service import errors
 from afterhours_service.extensions import db
 from afterhours_service.queue import current_redis
+from afterhours_service.schemas import Blueprint, envelope
 
-blueprint = Blueprint("health", __name__)
+blueprint = Blueprint("health", __name__, description="For load balancers, without a token")
 
 SCRIPTS = Path(__file__).parent.parent / "alembic"
 VERSION_TABLE = "after_hours_alembic_version"
 
+HealthResponse = envelope("HealthResponse", status=fields.String())
+ReadyResponse = envelope(
+    "ReadyResponse", **{name: fields.String() for name in ("status", "database", "schema", "redis")}
+)
 
-@blueprint.get("/healthz")
+
+@blueprint.route("/healthz")
+@blueprint.doc(security=[])
+@blueprint.response(200, HealthResponse)
 def healthz() -> dict[str, Any]:
     """Answer, if the process does."""
     return {"success": True, "status": "ok"}
 
 
-@blueprint.get("/readyz")
+@blueprint.route("/readyz")
+@blueprint.doc(security=[])
+@blueprint.response(200, ReadyResponse)
+@blueprint.fails(errors.NotReady)
 def readyz() -> dict[str, Any]:
     """Tell of the database, the schema's version and Redis; only the first two are needed to serve."""
     schema, redis = _schema(), _redis()

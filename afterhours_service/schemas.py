@@ -1,8 +1,8 @@
 """What every schema shares: camelCase names, unknown fields refused, the envelope, and strict fields."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import marshmallow as ma
 from flask import Request
@@ -10,7 +10,9 @@ from flask_smorest import Blueprint as SmorestBlueprint
 from marshmallow import fields
 from webargs.flaskparser import FlaskParser
 
-from afterhours_service.errors import ValidationFailed
+from afterhours_service.errors import AppError, ValidationFailed
+
+View = TypeVar("View", bound=Callable[..., Any])
 
 
 class StrictParser(FlaskParser):
@@ -43,10 +45,27 @@ class StrictParser(FlaskParser):
 
 
 class Blueprint(SmorestBlueprint):  # type: ignore[misc]
-    """flask-smorest's, with our parser; it answers 400 where webargs would answer 422."""
+    """flask-smorest's, with our parser; it answers 400 where webargs would answer 422.
+
+    failures: what any of its routes may answer; for the API's description.
+    """
 
     ARGUMENTS_PARSER = StrictParser()
     ARGUMENTS_PARSER.DEFAULT_VALIDATION_STATUS = 400
+
+    def __init__(self, *args: Any, failures: tuple[type[AppError], ...] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.failures = failures
+
+    @staticmethod
+    def fails(*failures: type[AppError]) -> Callable[[View], View]:
+        """Name the failures of a route's own, for the API's description."""
+
+        def mark(view: View) -> View:
+            view.failures = failures  # type: ignore[attr-defined]
+            return view
+
+        return mark
 
 
 class CamelCaseSchema(ma.Schema):
@@ -79,6 +98,8 @@ class StrictFloat(fields.Float):
 
 class SafeString(fields.String):
     """Text that PostgreSQL can hold: no NUL, no lone surrogate."""
+
+    pattern: ClassVar = r"^[^\u0000]*$"  # as the API's description says it
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         text: str = super()._deserialize(value, attr, data, **kwargs)

@@ -150,7 +150,8 @@ def _is_taken(port: int) -> bool:
 def _tell(port: int, settings: Settings) -> None:
     api = f"http://127.0.0.1:{port}/api/after-hours"
     seconds = 15 * settings.minute_seconds
-    print(f"After Hours is at {api}; a session of 15 minutes lasts {seconds} s.\n")
+    print(f"After Hours is at {api}; a session of 15 minutes lasts {seconds} s.")
+    print(f"Read and try it at http://127.0.0.1:{port}/docs.\n")
     print("A token per demo member, and what `session/start` answers them:\n")
     for member in demo.MEMBERS:
         variable = member.name.upper()

@@ -34,6 +34,8 @@ NAMES = [
     "RATELIMIT_PHOTO",
     "PHOTO_URL_SECONDS",
     "PUBLIC_URL",
+    "API_DOCS",
+    "CORS_ORIGINS",
     "S3_BUCKET",
     "S3_ENDPOINT_URL",
     "S3_REGION",
@@ -84,6 +86,9 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         storage_folder=Path(".state/photos"),
         public_url="http://127.0.0.1:8000",
         s3=None,
+        production=False,
+        api_docs=True,
+        cors_origins=(),
     )
 
 
@@ -114,6 +119,28 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_set_names_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(monkeypatch) == {"DATABASE_URL", "JWT_SECRET", "LOCATION_SECRET"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "on"),
+    [
+        ({}, True),
+        ({"API_DOCS": "false"}, False),
+        ({"APP_ENV": "production"}, False),
+        ({"APP_ENV": "production", "API_DOCS": "true"}, True),
+    ],
+)
+def test_the_api_is_documented_but_in_production_only_when_asked(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], on: bool
+) -> None:
+    assert read(monkeypatch, **NEEDED, **environment).api_docs is on
+
+
+def test_web_pages_that_may_ask_are_named_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    origins = ("https://app.example.com", "http://localhost:3000")
+    assert read(monkeypatch, **NEEDED, CORS_ORIGINS=",".join(origins)).cors_origins == origins
+    for bad in ("*", "null", "app.example.com", "https://app.example.com/", "https://*.example.com", f"{origins[0]},*"):
+        assert problems(monkeypatch, **NEEDED, CORS_ORIGINS=bad) == {"CORS_ORIGINS"}
 
 
 BUCKET = {

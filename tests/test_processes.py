@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psycopg2
@@ -285,6 +286,17 @@ def test_a_plain_rq_worker_works_off_timers(run: Run, redis: Redis, redis_url: s
     assert worker.exit_code(60) == 0
     [row] = factory.sessions(member)
     assert row.ended_at == row.expires_at
+
+
+def test_the_server_tells_nobody_whose_program_it_is_and_takes_no_endless_heads(run: Run) -> None:
+    _, url = run.web()
+    with urlopen(url.replace("/api/after-hours/session", "/healthz"), timeout=30) as answer:
+        assert answer.headers.get_all("Server") == ["after-hours"]
+    for address, headers in ((f"{url}?{'x' * 5000}", {}), (url, {"X-Long": "x" * 9000})):
+        with pytest.raises(HTTPError) as caught:
+            urlopen(Request(address, headers=headers), timeout=30)  # the server's own answer
+        assert 400 <= caught.value.code < 500
+        assert "gunicorn" not in str(caught.value.headers).lower() + caught.value.read().decode().lower()
 
 
 def test_each_process_refuses_a_bad_environment_and_names_every_problem(run: Run) -> None:

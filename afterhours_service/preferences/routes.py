@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from afterhours_service import errors
 from afterhours_service.access import current_member_id
 from afterhours_service.preferences import schemas, service
 from afterhours_service.schemas import Blueprint
@@ -14,6 +15,7 @@ blueprint = Blueprint(
 @blueprint.route("", methods=["POST"])
 @blueprint.arguments(schemas.ChangesSchema)
 @blueprint.response(201, schemas.PreferencesResponse)
+@blueprint.fails(errors.PreferencesExist)
 def create_preferences(body: dict[str, Any]) -> dict[str, Any]:
     """Make preferences; what is left out gets a default that fits the main profile."""
     return {"preferences": service.create(current_member_id(), body)}
@@ -21,6 +23,7 @@ def create_preferences(body: dict[str, Any]) -> dict[str, Any]:
 
 @blueprint.route("")
 @blueprint.response(200, schemas.PreferencesResponse)
+@blueprint.fails(errors.PreferencesNotFound)
 def get_preferences() -> dict[str, Any]:
     """Return one's preferences."""
     return {"preferences": service.get(current_member_id())}
@@ -29,6 +32,7 @@ def get_preferences() -> dict[str, Any]:
 @blueprint.route("", methods=["PATCH"])
 @blueprint.arguments(schemas.ChangesSchema)
 @blueprint.response(200, schemas.PreferencesResponse)
+@blueprint.fails(errors.PreferencesNotFound)
 def update_preferences(body: dict[str, Any]) -> dict[str, Any]:
     """Change some preferences; what is left out is kept."""
     return {"preferences": service.update(current_member_id(), body)}

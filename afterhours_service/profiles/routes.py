@@ -18,6 +18,7 @@ blueprint = Blueprint("profile", __name__, url_prefix="/profile", description="W
 @blueprint.route("", methods=["POST"])
 @blueprint.arguments(schemas.DescriptionSchema)
 @blueprint.response(201, schemas.ProfileResponse)
+@blueprint.fails(errors.ProfileExists)
 def create_profile(body: dict[str, Any]) -> dict[str, Any]:
     """Make the After Hours profile, without which nobody goes live."""
     return _answer(service.create(current_member_id(), body.get("description")))
@@ -25,6 +26,7 @@ def create_profile(body: dict[str, Any]) -> dict[str, Any]:
 
 @blueprint.route("")
 @blueprint.response(200, schemas.ProfileResponse)
+@blueprint.fails(errors.ProfileNotFound)
 def get_profile() -> dict[str, Any]:
     """Return one's After Hours profile."""
     return _answer(service.get(current_member_id()))
@@ -33,13 +35,18 @@ def get_profile() -> dict[str, Any]:
 @blueprint.route("", methods=["PATCH"])
 @blueprint.arguments(schemas.DescriptionSchema)
 @blueprint.response(200, schemas.ProfileResponse)
+@blueprint.fails(errors.ProfileNotFound)
 def update_profile(body: dict[str, Any]) -> dict[str, Any]:
     """Change the description: null clears it, leaving it out keeps it."""
     return _answer(service.update(current_member_id(), body))
 
 
 @blueprint.route("/photo", methods=["POST"])
+@blueprint.doc(requestBody={"required": True, "content": {"multipart/form-data": schemas.PHOTO_FORM}})
 @blueprint.response(200, schemas.PhotoResponse)
+@blueprint.fails(
+    errors.NoFile, errors.InvalidImage, errors.FileTooLarge, errors.ProfileNotFound, errors.StorageUnavailable
+)
 @photo_limit
 def upload_photo() -> dict[str, Any]:
     """Set the photo: multipart, field `photo`, at most 10 MB; JPEG, PNG, WebP, HEIC or HEIF."""
@@ -58,6 +65,7 @@ def upload_photo() -> dict[str, Any]:
 
 @blueprint.route("/photo", methods=["DELETE"])
 @blueprint.response(200, schemas.PhotoDeletedResponse)
+@blueprint.fails(errors.ProfileNotFound)
 def delete_photo() -> dict[str, Any]:
     """Remove the photo; without one there is nothing to do."""
     photo.delete(current_member_id())

@@ -9,6 +9,11 @@ DESCRIPTION_LENGTH = 500  # characters as people count them
 # What the eye does not see and can be misled by: controls but the line feed, and the overrides of writing direction.
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
+# The same as a regular expression, for the API's description. White space is trimmed, so its controls may surround it.
+_TRIMMED = r"[\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*"
+_SEEN = r"(\u000d\u000a|[^\u0000-\u0009\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069])*"
+DESCRIPTION_PATTERN = rf"^{_TRIMMED}{_SEEN}{_TRIMMED}$"
+
 
 def tidy(text: str) -> str | None:
     """Return the text trimmed, line ends as line feeds; None for an empty one."""

@@ -12,6 +12,7 @@ from afterhours_service.schemas import CamelCaseSchema, SafeString, UtcDateTime,
 class Description(SafeString):
     """Trimmed text of at most DESCRIPTION_LENGTH characters; nothing left is null."""
 
+    pattern = rules.DESCRIPTION_PATTERN
     default_error_messages = {  # noqa: RUF012 - typed by marshmallow
         "too_long": f"Longer than {rules.DESCRIPTION_LENGTH} characters.",
         "control": "Control characters are not allowed.",
@@ -29,7 +30,10 @@ class Description(SafeString):
 class DescriptionSchema(CamelCaseSchema):
     """What a member says of themselves; null clears it, leaving it out keeps it."""
 
-    description = Description(allow_none=True)
+    description = Description(
+        allow_none=True,
+        metadata={"description": f"at most {rules.DESCRIPTION_LENGTH} characters as people count them, after trimming"},
+    )
 
 
 class ProfileSchema(CamelCaseSchema):
@@ -51,6 +55,13 @@ class PhotoSchema(CamelCaseSchema):
     key = fields.String()
 
 
+PHOTO_FORM = {
+    "schema": {
+        "type": "object",
+        "required": ["photo"],
+        "properties": {"photo": {"type": "string", "format": "binary"}},
+    },
+}
 ProfileResponse = envelope("ProfileResponse", profile=fields.Nested(ProfileSchema))
 PhotoResponse = envelope("PhotoResponse", photo=fields.Nested(PhotoSchema))
 PhotoDeletedResponse = envelope("PhotoDeletedResponse", message=fields.String())

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from afterhours_service import errors
 from afterhours_service.access import current_member_id
 from afterhours_service.location import Point
 from afterhours_service.schemas import Blueprint
@@ -13,6 +14,7 @@ blueprint = Blueprint("sessions", __name__, url_prefix="/session", description="
 @blueprint.route("/start", methods=["POST"])
 @blueprint.arguments(schemas.StartSchema)
 @blueprint.response(201, schemas.StartResponse)
+@blueprint.fails(errors.ProfileRequired, errors.SessionAlreadyActive)
 def start_session(body: dict[str, Any]) -> dict[str, Any]:
     """Go live at a place for 15, 30 or 60 minutes."""
     place = Point(body["latitude"], body["longitude"])
@@ -22,6 +24,7 @@ def start_session(body: dict[str, Any]) -> dict[str, Any]:
 
 @blueprint.route("/end", methods=["POST"])
 @blueprint.response(200, schemas.EndResponse)
+@blueprint.fails(errors.NoActiveSession)
 def end_session() -> dict[str, Any]:
     """End the active session now; a body is not looked at."""
     return {"message": "The session has ended.", "session": service.end(current_member_id())}
@@ -30,6 +33,7 @@ def end_session() -> dict[str, Any]:
 @blueprint.route("/extend", methods=["POST"])
 @blueprint.arguments(schemas.ExtendSchema)
 @blueprint.response(200, schemas.ExtendResponse)
+@blueprint.fails(errors.NoActiveSession)
 def extend_session(body: dict[str, Any]) -> dict[str, Any]:
     """Stay 15, 30 or 60 minutes longer."""
     minutes = body["additional_minutes"]

@@ -6,6 +6,7 @@ from afterhours_service.schemas import CamelCaseSchema, SafeString, StrictFloat,
 from afterhours_service.sessions.rules import DURATIONS_MINUTES
 
 _MINUTES = validate.OneOf(DURATIONS_MINUTES, error="Must be 15, 30 or 60.")
+_IN_MINUTES = {"description": "minutes"}
 
 
 class DeviceSchema(CamelCaseSchema):
@@ -19,16 +20,20 @@ class DeviceSchema(CamelCaseSchema):
 class StartSchema(CamelCaseSchema):
     """A wish to go live: how long, and where."""
 
-    duration = fields.Integer(required=True, strict=True, validate=_MINUTES, metadata={"description": "minutes"})
-    latitude = StrictFloat(required=True, validate=validate.Range(-90, 90), metadata={"description": "degrees"})
-    longitude = StrictFloat(required=True, validate=validate.Range(-180, 180), metadata={"description": "degrees"})
+    duration = fields.Integer(required=True, strict=True, validate=_MINUTES, metadata=_IN_MINUTES)
+    latitude = StrictFloat(
+        required=True, validate=validate.Range(-90, 90), metadata={"description": "degrees", "examples": [52.52]}
+    )
+    longitude = StrictFloat(
+        required=True, validate=validate.Range(-180, 180), metadata={"description": "degrees", "examples": [13.405]}
+    )
     device_fingerprint = fields.Nested(DeviceSchema, allow_none=True, load_default=None)
 
 
 class ExtendSchema(CamelCaseSchema):
     """A wish to stay longer."""
 
-    additional_minutes = fields.Integer(required=True, strict=True, validate=_MINUTES)
+    additional_minutes = fields.Integer(required=True, strict=True, validate=_MINUTES, metadata=_IN_MINUTES)
 
 
 class StartedSchema(CamelCaseSchema):
