@@ -53,7 +53,8 @@ _PREPARE_START = text("""
 
 # In one statement: a session that ran out is ended, lest it block the new one; the new one is inserted, its expiry
 # rounded up to a whole second, so that it is never shorter than its member chose; its device is stored.
-# The count lets the insert wait for the update.
+# The count lets the insert wait for the update. The locks, one of which the foreign key takes anyway, let it wait for a
+# withdrawal of consent or an erasure under way, and then see it.
 _START_PARTS = f"""
     WITH ran_out AS (
         UPDATE after_hours_sessions SET ended_at = expires_at
@@ -65,7 +66,8 @@ _START_PARTS = f"""
         SELECT :member_id, now, date_trunc('second', now + :length + interval '999999 microseconds'),
             (:masked_latitude # mask) / 1e8, (:masked_longitude # mask) / 1e8, :blurred_latitude, :blurred_longitude
         FROM (SELECT statement_timestamp() AS now, current_setting('after_hours.mask')::bigint AS mask) AS given
-        WHERE EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id)
+        WHERE EXISTS (SELECT FROM users WHERE id = :member_id AND after_hours_consent FOR KEY SHARE)
+            AND EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id FOR KEY SHARE)
             AND (SELECT count(*) FROM ran_out) >= 0
         ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
         RETURNING {_COLUMNS}
