@@ -9,7 +9,7 @@ import structlog
 from flask import Flask, Response, g, request
 
 from afterhours_service import errors, files, health, limits, log, queue, storage
-from afterhours_service.blueprint import after_hours
+from afterhours_service.blueprint import after_hours, members
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
 from afterhours_service.extensions import api, db, migrate
@@ -54,6 +54,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     storage.init_app(app, settings, files.PATH)
     api.init_app(app)
     api.register_blueprint(after_hours)
+    api.register_blueprint(members)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(files.blueprint)
     app.cli.add_command(commands)

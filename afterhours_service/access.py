@@ -29,6 +29,11 @@ def current_member_id() -> str:
     return member_id
 
 
+def authenticate() -> None:
+    """Let the request pass for whoever has a good token, premium or not. Raises the failures of the token."""
+    current_member_id()
+
+
 def gate() -> None:
     """Let the request pass only for a premium, verified, consenting member.
 

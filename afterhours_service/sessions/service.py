@@ -119,13 +119,27 @@ def end(member_id: str, reason: str = "user") -> Session:
     db.session.commit()
     if session is None:
         raise errors.NoActiveSession
+    announce_end(session, reason)
+    return session
+
+
+def announce_end(session: Session, reason: str) -> None:
+    """Tell of a session that has just been ended and committed, and give its timers back; one that ran out, too."""
+    ran_out = session.ended_at == session.expires_at
     with after_commit() as trip:
         deadlines.disarm(trip, session.expires_at)
-        events.publish(
-            trip, "session_ended", member_id, sessionId=str(session.id), endedAt=session.ended_at, reason=reason
-        )
+        if ran_out:
+            events.publish(trip, "session_expired", session.user_id, sessionId=str(session.id), reason="timeout")
+        else:
+            events.publish(
+                trip,
+                "session_ended",
+                session.user_id,
+                sessionId=str(session.id),
+                endedAt=session.ended_at,
+                reason=reason,
+            )
     deadlines.restore(session.expires_at)
-    return session
 
 
 def do_what_is_due() -> Overdue:
