@@ -8,7 +8,7 @@ from uuid import uuid4
 import structlog
 from flask import Flask, Response, g, request
 
-from afterhours_service import errors, files, health, limits, log, queue, storage
+from afterhours_service import errors, files, health, limits, log, metrics, monitoring, queue, storage
 from afterhours_service.blueprint import after_hours, members
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
@@ -47,6 +47,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     app.extensions["after_hours_settings"] = settings
     db.init_app(app)
+    with app.app_context():
+        metrics.watch_pool(db.engine)
     migrate.init_app(app, db, compare_type=True)
     queue.init_app(app, settings)
     _log_requests(app)
@@ -57,6 +59,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     api.register_blueprint(members)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(files.blueprint)
+    app.register_blueprint(monitoring.blueprint)
     app.cli.add_command(commands)
     errors.init_app(app)  # after flask-smorest, whose own handler drops headers
     _dispose_in_children(app)
@@ -74,14 +77,20 @@ def _log_requests(app: Flask) -> None:
     @app.after_request
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
+        seconds = time.perf_counter() - g.started
+        route = request.url_rule.rule if request.url_rule else None  # a path may hold anything
+        code = g.get("error_code")
         logger.info(
             "request",
             method=request.method,
-            route=request.url_rule.rule if request.url_rule else None,  # a path may hold anything
+            route=route,
             status=response.status_code,
-            code=g.get("error_code"),
-            ms=round((time.perf_counter() - g.started) * 1000, 1),
+            code=code,
+            ms=round(seconds * 1000, 1),
         )
+        method = request.method if route else "other"  # so may the method of a request for nothing
+        metrics.REQUESTS.labels(method, route or "none", response.status_code, code or "").inc()
+        metrics.REQUEST_SECONDS.labels(method, route or "none").observe(seconds)
         return response
 
 

@@ -60,6 +60,10 @@ class Settings:
     storage_folder: Path = Path(".state/photos")
     public_url: str = "http://127.0.0.1:8000"
     s3: S3Settings | None = None
+    production: bool = False
+    metrics_token: str | None = field(default=None, repr=False)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
 
     @classmethod
     def from_environ(cls) -> Self:
@@ -89,6 +93,9 @@ class Settings:
         storage_folder = env.path("STORAGE_FOLDER", Path(".state/photos"))
         public_url = env.str("PUBLIC_URL", "http://127.0.0.1:8000", validate=_is_http_url)
         s3 = _s3(env)
+        metrics_token = env.str("METRICS_TOKEN", "", validate=_is_long_enough)
+        metrics_host = env.str("METRICS_HOST", "127.0.0.1")
+        metrics_port = env.int("METRICS_PORT", None, validate=_is_port)
         try:
             env.seal()
         except EnvValidationError as error:
@@ -124,6 +131,10 @@ class Settings:
             storage_folder=storage_folder,
             public_url=public_url.rstrip("/"),
             s3=s3,
+            production=production,
+            metrics_token=metrics_token or None,
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
         )
 
 
@@ -174,6 +185,11 @@ def _is_long_enough(value: str) -> None:
 def _at_least_one(value: int) -> None:
     if value < 1:
         raise ValidationError("Must be at least 1.")
+
+
+def _is_port(value: int | None) -> None:
+    if value is not None and not 1 <= value <= 65535:
+        raise ValidationError("Not a port (1 to 65535).")
 
 
 def _is_cron(value: str) -> None:

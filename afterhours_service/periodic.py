@@ -1,6 +1,6 @@
 """The list of the periodic jobs, and the scheduler that keeps it."""
 
-from afterhours_service import log
+from afterhours_service import log, metrics
 from afterhours_service.config import Settings
 from afterhours_service.queue import WORKER_TIMEOUT_SECONDS, connect
 from afterhours_service.timers import Periodic, Scheduler
@@ -19,4 +19,5 @@ def periodic_jobs(settings: Settings) -> tuple[Periodic, ...]:
 def run_scheduler(settings: Settings) -> None:
     """Hand timers over until SIGTERM or SIGINT."""
     log.configure(settings.log_level)
+    metrics.serve(settings.metrics_host, settings.metrics_port)
     Scheduler(connect(settings, WORKER_TIMEOUT_SECONDS), periodic_jobs(settings)).run()

@@ -6,6 +6,7 @@ import click
 from flask.cli import with_appcontext
 
 from afterhours_service.cleanup import service
+from afterhours_service.runs import recorded
 
 
 @click.command()
@@ -20,8 +21,12 @@ def cleanup(dry_run: bool) -> None:
     with click.progressbar(
         length=sum(pending.values()), label="cleaning up", hidden=not sys.stderr.isatty(), file=sys.stderr
     ) as bar:
-        counts, _ = service.run(progress=lambda _step, rows: bar.update(rows))
-        counts["photos"], _ = service.delete_orphaned_photos()
+        with recorded("cleanup") as run:
+            counts, _ = service.run(progress=lambda _step, rows: bar.update(rows))
+            run.update(counts)
+        with recorded("cleanup_photos") as run:
+            counts["photos"], _ = service.delete_orphaned_photos()
+            run.update(photos=counts["photos"])
         bar.update(counts["photos"])
     _print(counts, "worked off")
 

@@ -33,6 +33,14 @@ class Session(NamedTuple):
         return rules.remaining_seconds(self.expires_at, self.now)
 
 
+class Census(NamedTuple):
+    """How many sessions are active, how many ran out and are not ended yet, and for how long the oldest of those."""
+
+    active: int
+    overdue: int
+    overdue_seconds: float
+
+
 _DEGREE = 10**8  # the columns' last decimal
 _MASK_BITS = 62  # within a bigint
 
@@ -142,6 +150,14 @@ _LIST_ACTIVE = text(f"""
 """)
 
 
+_CENSUS = text("""
+    SELECT count(*) FILTER (WHERE expires_at > statement_timestamp()),
+        count(*) FILTER (WHERE expires_at <= statement_timestamp()),
+        greatest(0, coalesce(extract(epoch FROM statement_timestamp() - min(expires_at)), 0))::float8
+    FROM after_hours_sessions WHERE ended_at IS NULL
+""")
+
+
 def active(member_id: str) -> Session | None:
     """Return the member's active session."""
     return _one(_ACTIVE, member_id=member_id)
@@ -222,6 +238,11 @@ def needed_seconds(seconds: Iterable[int], lead: timedelta) -> set[int]:
 def list_active(limit: int) -> list[Session]:
     """Return up to `limit` active sessions, the next to expire first."""
     return _all(_LIST_ACTIVE, limit=limit)
+
+
+def census() -> Census:
+    """Count the sessions that are not ended."""
+    return Census(*db.session.execute(_CENSUS).one())
 
 
 def now() -> datetime:
