@@ -9,8 +9,20 @@ import structlog
 from flask import Flask, Response, g, request
 from sqlalchemy.exc import SQLAlchemyError
 
-from afterhours_service import errors, files, health, limits, log, openapi, queue, security, storage
-from afterhours_service.blueprint import after_hours
+from afterhours_service import (
+    errors,
+    files,
+    health,
+    limits,
+    log,
+    metrics,
+    monitoring,
+    openapi,
+    queue,
+    security,
+    storage,
+)
+from afterhours_service.blueprint import after_hours, members
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
 from afterhours_service.extensions import api, db, migrate, replace_closed_connections
@@ -50,6 +62,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.teardown_appcontext(_let_go)  # before the extension's own, which would raise
     with app.app_context():
         replace_closed_connections(db.engine)
+        metrics.watch_pool(db.engine)
     migrate.init_app(app, db, compare_type=True)
     queue.init_app(app, settings)
     _log_requests(app)
@@ -58,8 +71,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     storage.init_app(app, settings, files.PATH)
     openapi.init_app(app)
     api.register_blueprint(after_hours)
+    api.register_blueprint(members)
     api.register_blueprint(health.blueprint)
     app.register_blueprint(files.blueprint)
+    app.register_blueprint(monitoring.blueprint)
     if settings.api_docs:
         app.register_blueprint(openapi.page)
     app.cli.add_command(commands)
@@ -79,14 +94,20 @@ def _log_requests(app: Flask) -> None:
     @app.after_request
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
+        seconds = time.perf_counter() - g.started
+        route = request.url_rule.rule if request.url_rule else None  # a path may hold anything
+        code = g.get("error_code")
         logger.info(
             "request",
             method=request.method,
-            route=request.url_rule.rule if request.url_rule else None,  # a path may hold anything
+            route=route,
             status=response.status_code,
-            code=g.get("error_code"),
-            ms=round((time.perf_counter() - g.started) * 1000, 1),
+            code=code,
+            ms=round(seconds * 1000, 1),
         )
+        method = request.method if route else "other"  # so may the method of a request for nothing
+        metrics.REQUESTS.labels(method, route or "none", response.status_code, code or "").inc()
+        metrics.REQUEST_SECONDS.labels(method, route or "none").observe(seconds)
         return response
 
 

@@ -1,10 +1,73 @@
 """The `flask after-hours` commands."""
 
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import click
 from flask.cli import AppGroup
 
+from afterhours_service import access, console, health, monitoring
 from afterhours_service.cleanup.cli import cleanup
-from afterhours_service.sessions.cli import sessions
+from afterhours_service.extensions import current_settings
+from afterhours_service.members.cli import members
+from afterhours_service.sessions.cli import reconcile, sessions, timers
 
 after_hours = AppGroup("after-hours", help="Look after the sessions.")
-after_hours.add_command(cleanup)
-after_hours.add_command(sessions)
+for _command in (cleanup, members, reconcile, sessions, timers):
+    after_hours.add_command(_command)
+
+
+@after_hours.command("status")
+@console.as_json
+def status(as_json: bool) -> None:
+    """Show on one screen how the service is."""
+    now = monitoring.status()
+    if as_json:
+        console.write_json(asdict(now) | {"sessions": now.sessions and now.sessions._asdict()})
+        return
+    finished = {
+        job: datetime.fromtimestamp(run.finished_at, UTC)
+        for job, run in now.runs.items()
+        if run.finished_at is not None
+    }
+    census = now.sessions
+    console.write_facts(
+        {
+            "database": now.database,
+            "schema": now.schema,
+            "redis": now.redis,
+            "workers": len(now.workers),
+            **{f"  {worker['name']}": f"{worker['state']} ({worker['queues']})" for worker in now.workers},
+            "active scheduler": now.scheduler,
+            **{f"waiting in {queue}": jobs for queue, jobs in now.queues.items()},
+            "timers armed": now.timers,
+            "active sessions": census and census.active,
+            "overdue sessions": census and f"{census.overdue} (the oldest for {census.overdue_seconds:.0f} s)",
+            "last reconciliation": finished.get("reconcile"),
+            "last cleanup": finished.get("cleanup"),
+        }
+    )
+
+
+@after_hours.command("check")
+@click.pass_context
+def check(context: click.Context) -> None:
+    """Check settings and reach; exit with 0, 1 (cannot serve) or 2 (only Redis is away)."""
+    found = health.parts()
+    console.write_facts({"settings": "ok", **found})
+    if not health.is_ready(found):
+        context.exit(1)
+    context.exit(0 if found["redis"] == "ok" else 2)
+
+
+@after_hours.command("token")
+@click.argument("user")
+@click.option("--seconds", type=click.IntRange(min=1), default=3600, show_default=True, help="How long it is good for.")
+def token(user: str, seconds: int) -> None:
+    """Write a token for USER, as the host's auth service would; in development only."""
+    settings = current_settings()
+    if settings.production:
+        raise click.ClickException("not when APP_ENV is production")
+    if settings.jwt_algorithm != "HS256":
+        raise click.ClickException("only with JWT_SECRET: nobody can sign with a public key")
+    click.echo(access.token_for(user, settings, seconds))

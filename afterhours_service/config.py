@@ -63,6 +63,9 @@ class Settings:
     production: bool = False
     api_docs: bool = False
     cors_origins: tuple[str, ...] = ()
+    metrics_token: str | None = field(default=None, repr=False)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
 
     @classmethod
     def from_environ(cls) -> Self:
@@ -94,6 +97,9 @@ class Settings:
         s3 = _s3(env)
         api_docs = env.bool("API_DOCS", not production)
         cors_origins: list[str] | None = env.list("CORS_ORIGINS", [], validate=_are_origins)
+        metrics_token = env.str("METRICS_TOKEN", "", validate=_is_long_enough)
+        metrics_host = env.str("METRICS_HOST", "127.0.0.1")
+        metrics_port = env.int("METRICS_PORT", None, validate=_is_port)
         try:
             env.seal()
         except EnvValidationError as error:
@@ -132,6 +138,9 @@ class Settings:
             production=production,
             api_docs=api_docs,
             cors_origins=tuple(cors_origins or ()),
+            metrics_token=metrics_token or None,
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
         )
 
 
@@ -182,6 +191,11 @@ def _is_long_enough(value: str) -> None:
 def _at_least_one(value: int) -> None:
     if value < 1:
         raise ValidationError("Must be at least 1.")
+
+
+def _is_port(value: int | None) -> None:
+    if value is not None and not 1 <= value <= 65535:
+        raise ValidationError("Not a port (1 to 65535).")
 
 
 def _is_cron(value: str) -> None:

@@ -40,11 +40,21 @@ def healthz() -> dict[str, Any]:
 @blueprint.fails(errors.NotReady)
 def readyz() -> dict[str, Any]:
     """Tell of the database, the schema's version and Redis; only the first two are needed to serve."""
+    found = parts()
+    if not is_ready(found):
+        raise errors.NotReady(status="unavailable", **found)
+    return {"success": True, "status": "ok" if found["redis"] == "ok" else "degraded", **found}
+
+
+def parts() -> dict[str, str]:
+    """Look at database, schema and Redis."""
     schema, redis = _schema(), _redis()
-    parts = {"database": "unavailable" if schema == "unknown" else "ok", "schema": schema, "redis": redis}
-    if schema not in {"ok", "newer"}:
-        raise errors.NotReady(status="unavailable", **parts)
-    return {"success": True, "status": "ok" if redis == "ok" else "degraded", **parts}
+    return {"database": "unavailable" if schema == "unknown" else "ok", "schema": schema, "redis": redis}
+
+
+def is_ready(found: dict[str, str]) -> bool:
+    """Tell whether the service can serve; Redis isn't needed for that."""
+    return found["schema"] in {"ok", "newer"}
 
 
 def _schema() -> str:

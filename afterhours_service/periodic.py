@@ -5,7 +5,7 @@ import time
 from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from afterhours_service import log
+from afterhours_service import log, metrics
 from afterhours_service.config import Settings
 from afterhours_service.queue import WORKER_TIMEOUT_SECONDS, connect
 from afterhours_service.timers import Periodic, Scheduler
@@ -26,6 +26,7 @@ def periodic_jobs(settings: Settings) -> tuple[Periodic, ...]:
 def run_scheduler(settings: Settings) -> None:
     """Hand timers over until SIGTERM or SIGINT."""
     log.configure(settings.log_level)
+    metrics.serve(settings.metrics_host, settings.metrics_port)
     engine = create_engine(
         settings.database_url,
         poolclass=NullPool,

@@ -21,6 +21,7 @@ from rq.exceptions import StopRequested
 from rq.worker import WorkerStatus
 from werkzeug.utils import import_string
 
+from afterhours_service import metrics
 from afterhours_service.config import Settings
 from afterhours_service.log import get_logger
 
@@ -70,6 +71,8 @@ class Breaker:
             if self.open:
                 return
             self.open = True
+        metrics.BREAKER_OPEN.set(1)
+        metrics.BREAKER_TRIPS.inc()
         logger.warning("redis away", error=type(error).__name__)
         threading.Thread(target=self._wait_for_redis, name="redis-breaker", daemon=True).start()
 
@@ -81,6 +84,7 @@ class Breaker:
             except Exception:  # noqa: BLE001, S112 - were this thread to end, the breaker would stay open for ever
                 continue
             self.open = False
+            metrics.BREAKER_OPEN.set(0)
             logger.info("redis back")
 
 
@@ -166,7 +170,14 @@ def job(function: Callable[P, R]) -> Callable[P, R]:
         app = current_app if has_app_context() else _own_app()
         # A context for each job: with it end its database session and transaction.
         with structlog.contextvars.bound_contextvars(job=function.__name__, request_id=request_id), app.app_context():
-            return function(*args, **kwargs)
+            begin, outcome = time.perf_counter(), "failed"
+            try:
+                result = function(*args, **kwargs)
+                outcome = "done"
+                return result
+            finally:
+                metrics.JOBS.labels(function.__name__, outcome).inc()
+                metrics.JOB_SECONDS.labels(function.__name__).observe(time.perf_counter() - begin)
 
     return in_context
 
@@ -218,7 +229,9 @@ def run_worker(app: Flask, queues: Sequence[str] = QUEUES) -> None:
             raise StopRequested
         worker.stop()
 
-    connection = connect(app.extensions["after_hours_settings"], WORKER_TIMEOUT_SECONDS)
+    settings: Settings = app.extensions["after_hours_settings"]
+    metrics.serve(settings.metrics_host, settings.metrics_port)
+    connection = connect(settings, WORKER_TIMEOUT_SECONDS)
     with suppress(StopRequested):
         on_stop_signal(stop)
         while not stopped:

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from rq.job import Job, JobStatus
 from rq_scheduler import Scheduler as RqScheduler
 
+from afterhours_service import metrics
 from afterhours_service.log import get_logger
 from afterhours_service.queue import (
     FAILURE_SECONDS,
@@ -29,6 +30,7 @@ from afterhours_service.queue import (
 logger = get_logger(__name__)
 
 SCHEDULED: str = RqScheduler.scheduled_jobs_key
+LEASE: str = RqScheduler.scheduler_lock_key
 POLL_SECONDS = 0.2
 CLOCK_SECONDS = 5  # how often the database's clock is looked at
 LEASE_SECONDS = 5  # a scheduler that was killed is replaced within this
@@ -87,6 +89,17 @@ def armed_timers(redis: Redis, prefix: str) -> set[str]:
             pipeline.exists(Job.key_for(timer_id))
         whole.update(timer_id for timer_id, there in zip(chunk, pipeline.execute(), strict=True) if there)
     return whole
+
+
+def count_armed(redis: Redis) -> int:
+    """Return how many timers and periodic jobs the scheduler holds."""
+    return cast("int", redis.zcard(SCHEDULED))
+
+
+def active_scheduler(redis: Redis) -> str | None:
+    """Return the name of the scheduler that holds the lease."""
+    name = cast("bytes | None", redis.get(LEASE))
+    return name.decode() if name else None
 
 
 class Periodic(NamedTuple):
@@ -155,7 +168,9 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
 
     def tick(self) -> None:
         """Do one round, if this scheduler is the active one: periodic jobs each second, due jobs each time."""
-        if not self.acquire_lock():
+        active = self.acquire_lock()
+        metrics.SCHEDULER_ACTIVE.set(active)
+        if not active:
             self._catch_up = True
             return
         if self._catch_up or time.monotonic() >= self._next_clock:
@@ -223,6 +238,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
         for raw in self.connection.zrangebyscore(SCHEDULED, 0, self.now(), start=0, num=CHUNK):
             try:
                 self.enqueue_job(Job.fetch(raw.decode(), connection=self.connection))
+                metrics.HANDED_OVER.inc()
             except Exception as error:
                 if _is_redis_failing(error):
                     raise

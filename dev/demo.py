@@ -1,13 +1,12 @@
 """Demo members: two happy ones, one without a profile, and one for each refusal of the gate."""
 
-import time
 from typing import NamedTuple
 
-import jwt
 import pyvips
 from sqlalchemy import text
 
 from afterhours_service import errors
+from afterhours_service.access import token_for
 from afterhours_service.config import Settings
 from afterhours_service.extensions import db
 from afterhours_service.preferences import service as preferences
@@ -61,7 +60,7 @@ def seed() -> None:
 
 def token(member_id: str, settings: Settings, seconds: int = TOKEN_SECONDS) -> str:
     """Return a bearer token for a member, as the host's auth service would issue it; HS256 only."""
-    return jwt.encode({"userId": member_id, "exp": int(time.time()) + seconds}, settings.jwt_key, algorithm="HS256")
+    return token_for(member_id, settings, seconds)
 
 
 def _go_out(member: Member, hue: int) -> None:

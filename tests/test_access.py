@@ -317,9 +317,10 @@ def test_a_connection_that_was_lost_is_replaced(client: FlaskClient, factory: Fa
     assert ask(client, headers).status_code == 200
 
 
-def test_every_route_but_the_health_checks_is_gated(app: Flask) -> None:
+def test_every_route_but_the_health_checks_is_gated(app: Flask, factory: Factory) -> None:
     client = app.test_client()
-    gated = 0
+    outsider = factory.member(premium=False, verified=False, consent=False)
+    gated, rights = 0, set()
     for rule in app.url_map.iter_rules():
         path = rule.rule
         for argument in rule.arguments:
@@ -331,10 +332,24 @@ def test_every_route_but_the_health_checks_is_gated(app: Flask) -> None:
             elif rule.endpoint == "files.get_photo":  # signed links instead
                 assert response.status_code in {200, 404}
             else:
-                assert rule.endpoint.startswith("after_hours.")
                 assert (rule.rule, method, response.status_code) == (rule.rule, method, 401)
-                gated += 1
+                status = client.open(path, method=method, headers=bearer(outsider)).status_code
+                if rule.endpoint.startswith("members.rights."):  # theirs with the token alone
+                    assert (rule.rule, status) == (rule.rule, 400 if method == "PUT" else 200)
+                    rights.add((method, path))
+                else:
+                    assert rule.endpoint.startswith("after_hours.")
+                    assert (rule.rule, method, status) == (rule.rule, method, 403)
+                    gated += 1
     assert gated >= 18
+    assert {
+        (method, path.rpartition("after-hours")[2]) for method, path in rights if method not in {"HEAD", "OPTIONS"}
+    } == {
+        ("GET", "/consent"),
+        ("PUT", "/consent"),
+        ("GET", "/me/export"),
+        ("DELETE", "/me"),
+    }
 
 
 def test_the_gate_is_one_query(wire: Wire, make_app: Callable[..., Flask], factory: Factory) -> None:

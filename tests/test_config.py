@@ -41,6 +41,9 @@ NAMES = [
     "S3_REGION",
     "S3_ACCESS_KEY_ID",
     "S3_SECRET_ACCESS_KEY",
+    "METRICS_TOKEN",
+    "METRICS_HOST",
+    "METRICS_PORT",
 ]
 
 
@@ -167,7 +170,11 @@ def test_a_bucket_can_be_set_and_needs_all_its_settings(monkeypatch: pytest.Monk
 
 
 def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = {name: "?" for name in NAMES if name not in {"JWT_ISSUER", "JWT_AUDIENCE", "APP_ENV"} and name[:2] != "S3"}
+    bad = {
+        name: "?"
+        for name in NAMES
+        if name not in {"JWT_ISSUER", "JWT_AUDIENCE", "APP_ENV", "METRICS_HOST"} and name[:2] != "S3"
+    }
     assert problems(monkeypatch, **bad) == bad.keys()
 
 
@@ -183,6 +190,8 @@ def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         *(("AFTER_HOURS_MINUTE_SECONDS", value) for value in ("", "0", "-60", "1.5", "one", "1e2", "NaN")),
         *(("AFTER_HOURS_RETENTION_DAYS", value) for value in ("", "0", "-1", "a week")),
         *(("AFTER_HOURS_CLEANUP_CRON", line) for line in ("", "4", "0 4 * *", "61 * * * *", "a b c d e", "0 0 31 2 *")),
+        *(("METRICS_PORT", value) for value in ("0", "65536", "http")),
+        ("METRICS_TOKEN", "x" * 31),
         *(("LOG_LEVEL", value) for value in ("", "LOUD", "20")),
     ],
 )

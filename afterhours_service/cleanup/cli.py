@@ -5,27 +5,37 @@ import sys
 import click
 from flask.cli import with_appcontext
 
+from afterhours_service import console
 from afterhours_service.cleanup import service
+from afterhours_service.runs import recorded
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only count what would be ended and deleted.")
+@console.as_json
 @with_appcontext
-def cleanup(dry_run: bool) -> None:
+def cleanup(dry_run: bool, as_json: bool) -> None:
     """End overdue sessions and delete what has served its time."""
     pending = service.pending()
     if dry_run:
-        _print(pending, "would be worked off")
+        _print(pending, "would be worked off", as_json)
         return
     with click.progressbar(
         length=sum(pending.values()), label="cleaning up", hidden=not sys.stderr.isatty(), file=sys.stderr
     ) as bar:
-        counts, _ = service.run(progress=lambda _step, rows: bar.update(rows))
-        counts["photos"], _ = service.delete_orphaned_photos()
+        with recorded("cleanup") as run:
+            counts, _ = service.run(progress=lambda _step, rows: bar.update(rows))
+            run.update(counts)
+        with recorded("cleanup_photos") as run:
+            counts["photos"], _ = service.delete_orphaned_photos()
+            run.update(photos=counts["photos"])
         bar.update(counts["photos"])
-    _print(counts, "worked off")
+    _print(counts, "worked off", as_json)
 
 
-def _print(counts: dict[str, int], what: str) -> None:
+def _print(counts: dict[str, int], what: str, as_json: bool) -> None:
+    if as_json:
+        console.write_json(counts)
+        return
     for step, rows in counts.items():
         click.echo(f"{step.replace('_', ' '):<20} {rows:>9} {what}")

@@ -69,6 +69,21 @@ def delete(member_id: str) -> None:
         _remove(old)
 
 
+def erase(member_id: str, key: str | None) -> None:
+    """Remove the member's objects: those of `key`, and whatever else is in their folder.
+
+    What fails is left to the nightly cleanup, as nothing names it any more.
+    """
+    if key:
+        _remove(key)
+    storage = current_storage()
+    try:
+        for page in storage.list(f"{PREFIX}{_folder(member_id)}/", datetime.now(UTC) + timedelta(days=1)):
+            storage.delete(stored.key for stored in page)
+    except StorageUnavailable as error:
+        logger.warning("objects left to the cleanup", error=str(error))
+
+
 def url(key: str | None) -> str | None:
     """Return an address of the object, good for a while; None without a key, or for one that no storage would have."""
     try:
@@ -123,5 +138,7 @@ def _remove(key: str) -> None:
     """Remove a photo's objects; what fails is left to the nightly cleanup."""
     try:
         current_storage().delete([key, thumbnail_key(key)])
+    except ValueError:
+        logger.warning("not an object key in a profile")
     except StorageUnavailable as error:
         logger.warning("objects left to the cleanup", error=str(error))

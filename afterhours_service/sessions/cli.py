@@ -1,38 +1,137 @@
-"""Sessions for the operator."""
+"""Sessions and their timers for the operator."""
+
+from datetime import UTC, datetime
+from typing import Any
 
 import click
-from flask.cli import AppGroup
+from flask.cli import AppGroup, with_appcontext
+from redis.exceptions import RedisError
 
+from afterhours_service import console
 from afterhours_service.errors import NoActiveSession
-from afterhours_service.schemas import isoformat
-from afterhours_service.sessions import service
+from afterhours_service.sessions import deadlines, rules, service
+from afterhours_service.sessions.queries import Session
 
 
 @click.group("sessions", cls=AppGroup, invoke_without_command=True)
 @click.pass_context
 def sessions(context: click.Context) -> None:
-    """List the active sessions (without a command), or end one."""
+    """List the active sessions (without a command), show, extend or end one."""
     if context.invoked_subcommand is None:
         context.invoke(list_sessions)
 
 
 @sessions.command("list")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at the most.")
-def list_sessions(limit: int) -> None:
+@console.as_json
+def list_sessions(limit: int, as_json: bool) -> None:
     """List the active sessions, the next to expire first; never where they are."""
     rows = service.list_active(limit)
-    click.echo(f"{'USER':<36}  {'EXPIRES':<24}  {'LEFT':>8}  SESSION")
-    for session in rows:
-        expires, left = isoformat(session.expires_at), session.remaining_seconds
-        click.echo(f"{session.user_id:<36}  {expires:<24}  {left:>6} s  {session.id}")
+    if as_json:
+        console.write_json([_as_dict(session) for session in rows])
+        return
+    console.write_table(
+        ["USER", "EXPIRES", "LEFT", "SESSION"],
+        [(session.user_id, session.expires_at, f"{session.remaining_seconds} s", session.id) for session in rows],
+    )
+
+
+@sessions.command("show")
+@click.argument("user")
+@console.as_json
+def show_session(user: str, as_json: bool) -> None:
+    """Show the active session of USER; never where it is."""
+    session = service.status(user)
+    if session is None:
+        raise _none_active(user)
+    _write(session, as_json)
+
+
+@sessions.command("extend")
+@click.argument("user")
+@click.argument("minutes", type=click.Choice([str(minutes) for minutes in rules.DURATIONS_MINUTES]))
+@console.as_json
+def extend_session(user: str, minutes: str, as_json: bool) -> None:
+    """Give the active session of USER more MINUTES."""
+    try:
+        session = service.extend(user, int(minutes))
+    except NoActiveSession as error:
+        raise _none_active(user) from error
+    _write(session, as_json)
 
 
 @sessions.command("end")
 @click.argument("user")
-def end_session(user: str) -> None:
+@console.yes
+def end_session(user: str, yes: bool) -> None:
     """End the active session of USER now."""
+    if service.status(user) is None:
+        raise _none_active(user)
+    if not yes:
+        click.confirm(f"End the session of {user}?", abort=True)
     try:
         session = service.end(user, reason="operator")
     except NoActiveSession as error:
-        raise click.ClickException(f"no session of {user} is active") from error
+        raise _none_active(user) from error
     click.echo(f"ended {session.id}")
+
+
+@click.command("reconcile")
+@console.as_json
+@with_appcontext
+def reconcile(as_json: bool) -> None:
+    """Do now what is done every minute: end what is overdue, arm the timers that Redis lacks."""
+    try:
+        counts = service.reconcile()
+    except RedisError as error:
+        raise click.ClickException(f"Redis is away: {type(error).__name__}") from error
+    (console.write_json if as_json else console.write_facts)(counts)
+
+
+@click.command("timers")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many differences to list."
+)
+@console.as_json
+@with_appcontext
+def timers(limit: int, as_json: bool) -> None:
+    """Compare the armed timers with those that the active sessions need.
+
+    A missing one is armed within a minute, or by `reconcile`. One too many does no harm.
+    """
+    try:
+        armed = deadlines.armed_ids()
+    except RedisError as error:
+        raise click.ClickException(f"Redis is away: {type(error).__name__}") from error
+    expected = {deadlines.timer_id(second): second for second in deadlines.expected_seconds()}
+    missing = sorted(second for name, second in expected.items() if name not in armed)
+    counts = {
+        "armed": len(armed),
+        "expected": len(expected),
+        "missing": len(missing),
+        "surplus": len(armed - expected.keys()),
+    }
+    if as_json:
+        console.write_json({**counts, "missingSeconds": missing[:limit]})
+        return
+    console.write_facts(counts)
+    for second in missing[:limit]:
+        click.echo(f"missing: {datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%SZ}")
+
+
+def _as_dict(session: Session) -> dict[str, Any]:
+    return {
+        "id": session.id,
+        "userId": session.user_id,
+        "startedAt": session.started_at,
+        "expiresAt": session.expires_at,
+        "remainingSeconds": session.remaining_seconds,
+    }
+
+
+def _write(session: Session, as_json: bool) -> None:
+    (console.write_json if as_json else console.write_facts)(_as_dict(session))
+
+
+def _none_active(user: str) -> click.ClickException:
+    return click.ClickException(f"no session of {user} is active")

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from redis.client import Pipeline
 from sqlalchemy.exc import SQLAlchemyError
 
+from afterhours_service import metrics
 from afterhours_service.extensions import current_settings, db
 from afterhours_service.log import get_logger
 from afterhours_service.queue import after_commit, current_redis, is_redis_away
@@ -28,6 +29,7 @@ def arm(trip: Pipeline, expires_at: datetime) -> None:
     """Arm the timers of the expiry and of the warning before it."""
     for second in _seconds(expires_at):
         arm_timer(trip, _timer(second))
+        metrics.TIMERS.labels("armed").inc()
 
 
 def arm_look(trip: Pipeline, now: datetime) -> None:
@@ -39,6 +41,7 @@ def disarm(trip: Pipeline, expires_at: datetime) -> None:
     """Cancel the timers of an expiry that no longer stands; `restore` must follow the trip."""
     for second in _seconds(expires_at):
         disarm_timer(trip, _timer(second).id)
+        metrics.TIMERS.labels("released").inc()
 
 
 def restore(expires_at: datetime) -> None:
@@ -62,14 +65,29 @@ def reconcile() -> int:
 
     Raises RedisError when Redis is away.
     """
-    now = queries.now().timestamp()
-    expiries = queries.expiry_seconds()
-    lead = warning_lead().total_seconds()
-    expected = expiries | {second - int(lead) for second in expiries if second - lead > now}
+    expected = expected_seconds()
     armed = armed_timers(current_redis(), PREFIX)
     missing = [second for second in expected if _timer(second).id not in armed]
     _arm_all(missing)
     return len(missing)
+
+
+def expected_seconds() -> set[int]:
+    """Return the seconds since the epoch for which the active sessions need a timer."""
+    now = queries.now().timestamp()
+    expiries = queries.expiry_seconds()
+    lead = warning_lead().total_seconds()
+    return expiries | {second - int(lead) for second in expiries if second - lead > now}
+
+
+def armed_ids() -> set[str]:
+    """Return the ids of the timers that Redis holds. Raises RedisError when it is away."""
+    return armed_timers(current_redis(), PREFIX)
+
+
+def timer_id(second: int) -> str:
+    """Return the id of the timer of a second."""
+    return _timer(second).id
 
 
 def arm_again_if_early(second: int) -> None:
@@ -103,6 +121,7 @@ def _seconds(expires_at: datetime) -> tuple[int, int]:
 
 def _arm_all(seconds: Iterable[int]) -> None:
     seconds = sorted(seconds)  # the next first, should Redis go away
+    metrics.TIMERS.labels("rearmed").inc(len(seconds))
     for begin in range(0, len(seconds), CHUNK):
         with after_commit() as trip:
             for second in seconds[begin : begin + CHUNK]:

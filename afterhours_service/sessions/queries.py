@@ -33,6 +33,14 @@ class Session(NamedTuple):
         return rules.remaining_seconds(self.expires_at, self.now)
 
 
+class Census(NamedTuple):
+    """How many sessions are active, how many ran out and are not ended yet, and for how long the oldest of those."""
+
+    active: int
+    overdue: int
+    overdue_seconds: float
+
+
 _DEGREE = 10**8  # the columns' last decimal
 _MASK_BITS = 62  # within a bigint
 
@@ -53,7 +61,8 @@ _PREPARE_START = text("""
 
 # In one statement: a session that ran out is ended, lest it block the new one; the new one is inserted, its expiry
 # rounded up to a whole second, so that it is never shorter than its member chose; its device is stored.
-# The count lets the insert wait for the update.
+# The count lets the insert wait for the update. The locks, one of which the foreign key takes anyway, let it wait for a
+# withdrawal of consent or an erasure under way, and then see it.
 _START_PARTS = f"""
     WITH ran_out AS (
         UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = clock_timestamp()
@@ -65,7 +74,8 @@ _START_PARTS = f"""
         SELECT :member_id, now, date_trunc('second', now + :length + interval '999999 microseconds'),
             (:masked_latitude # mask) / 1e8, (:masked_longitude # mask) / 1e8, :blurred_latitude, :blurred_longitude
         FROM (SELECT statement_timestamp() AS now, current_setting('after_hours.mask')::bigint AS mask) AS given
-        WHERE EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id)
+        WHERE EXISTS (SELECT FROM users WHERE id = :member_id AND after_hours_consent FOR KEY SHARE)
+            AND EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id FOR KEY SHARE)
             AND (SELECT count(*) FROM ran_out) >= 0
         ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
         RETURNING {_COLUMNS}
@@ -148,6 +158,14 @@ _NEEDED = text("""
 _LIST_ACTIVE = text(f"""
     SELECT {_COLUMNS} FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > statement_timestamp()
     ORDER BY expires_at, id LIMIT :limit
+""")
+
+
+_CENSUS = text("""
+    SELECT count(*) FILTER (WHERE expires_at > statement_timestamp()),
+        count(*) FILTER (WHERE expires_at <= statement_timestamp()),
+        greatest(0, coalesce(extract(epoch FROM statement_timestamp() - min(expires_at)), 0))::float8
+    FROM after_hours_sessions WHERE ended_at IS NULL
 """)
 
 
@@ -249,6 +267,11 @@ def needed_seconds(seconds: Iterable[int], lead: timedelta) -> set[int]:
 def list_active(limit: int) -> list[Session]:
     """Return up to `limit` active sessions, the next to expire first."""
     return _all(_LIST_ACTIVE, limit=limit)
+
+
+def census() -> Census:
+    """Count the sessions that are not ended."""
+    return Census(*db.session.execute(_CENSUS).one())
 
 
 def now() -> datetime:

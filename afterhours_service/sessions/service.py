@@ -7,11 +7,12 @@ from typing import NamedTuple
 from psycopg2.errors import ForeignKeyViolation
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from afterhours_service import errors, events
+from afterhours_service import errors, events, metrics
 from afterhours_service.extensions import current_settings, db
 from afterhours_service.location import Point, blur
 from afterhours_service.log import get_logger
 from afterhours_service.queue import after_commit, current_redis, send
+from afterhours_service.runs import recorded
 from afterhours_service.sessions import deadlines, queries, rules
 from afterhours_service.sessions.queries import Session
 from afterhours_service.sessions.schemas import ActiveSchema
@@ -71,6 +72,9 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
     else:
         raise errors.ServiceUnavailable
     db.session.commit()
+    metrics.SESSIONS_STARTED.inc()
+    if ran_out:
+        _count_end(ran_out, "timeout")
     with after_commit() as trip:
         if ran_out:
             deadlines.arm_look(trip, ran_out.now)  # a worker tells of it
@@ -96,6 +100,7 @@ def extend(member_id: str, minutes: int) -> Session:
     db.session.commit()
     if session is None:
         raise errors.NoActiveSession
+    metrics.SESSIONS_EXTENDED.inc()
     before = session.expires_at - length
     with after_commit() as trip:
         deadlines.disarm(trip, before)
@@ -121,13 +126,28 @@ def end(member_id: str, reason: str = "user") -> Session:
     db.session.commit()
     if session is None:
         raise errors.NoActiveSession
+    announce_end(session, reason)
+    return session
+
+
+def announce_end(session: Session, reason: str) -> None:
+    """Tell of a session that has just been ended and committed, and give its timers back; one that ran out, too."""
+    ran_out = session.ended_at == session.expires_at
+    _count_end(session, "timeout" if ran_out else reason)
     with after_commit() as trip:
         deadlines.disarm(trip, session.expires_at)
-        events.publish(
-            trip, "session_ended", member_id, sessionId=str(session.id), endedAt=session.ended_at, reason=reason
-        )
+        if ran_out:
+            events.publish(trip, "session_expired", session.user_id, sessionId=str(session.id), reason="timeout")
+        else:
+            events.publish(
+                trip,
+                "session_ended",
+                session.user_id,
+                sessionId=str(session.id),
+                endedAt=session.ended_at,
+                reason=reason,
+            )
     deadlines.restore(session.expires_at)
-    return session
 
 
 def do_what_is_due() -> Overdue:
@@ -136,12 +156,18 @@ def do_what_is_due() -> Overdue:
     return Overdue(ended=_end_due(), warned=_warn_due())
 
 
-def reconcile() -> None:
-    """Make Redis agree with the database: do what is overdue, and arm what is missing."""
-    overdue = do_what_is_due()
-    armed = deadlines.reconcile()
+def reconcile() -> dict[str, int]:
+    """Make Redis agree with the database: do what is overdue, arm what is missing, and return how many those were.
+
+    Raises RedisError when Redis is away.
+    """
+    with recorded("reconcile") as run:
+        overdue = do_what_is_due()
+        counts = {"ended": overdue.ended, "warned": overdue.warned, "armed": deadlines.reconcile()}
+        run.update(counts)
     db.session.rollback()
-    logger.info("reconciled", ended=overdue.ended, warned=overdue.warned, armed=armed)
+    logger.info("reconciled", **counts)
+    return counts
 
 
 def list_active(limit: int) -> list[Session]:
@@ -149,11 +175,19 @@ def list_active(limit: int) -> list[Session]:
     return queries.list_active(limit)
 
 
+def _count_end(session: Session, reason: str) -> None:
+    metrics.SESSIONS_ENDED.labels(reason).inc()
+    if reason == "timeout":
+        metrics.EXPIRY_LAG.observe((session.now - session.expires_at).total_seconds())
+
+
 def _end_due() -> int:
     total = 0
     while True:
         ended = queries.end_due(BATCH, LEASE)
         db.session.commit()
+        for session in ended:
+            _count_end(session, "timeout")
         _tell(ended)
         total += len(ended)
         if len(ended) < BATCH:

@@ -1,0 +1,112 @@
+"""Every statement about a member's rights. None commits.
+
+The two columns of consent are the only ones of the host's that are written.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import text
+
+from afterhours_service.extensions import db
+from afterhours_service.sessions.queries import Session
+
+
+class Consent(NamedTuple):
+    """Whether a member consents to After Hours, and since when it is so; None when nobody noted it."""
+
+    granted: bool
+    changed_at: datetime | None
+
+
+_CONSENT = "SELECT after_hours_consent IS TRUE, after_hours_consent_at FROM users WHERE id = :member_id"
+_READ_CONSENT = text(_CONSENT)
+# Every insert of a session locks its member's row by its foreign key: those in flight are waited for.
+_LOCK = text(f"{_CONSENT} FOR UPDATE")
+_SET_CONSENT = text("""
+    UPDATE users SET after_hours_consent = :granted, after_hours_consent_at = now() WHERE id = :member_id
+    RETURNING after_hours_consent, after_hours_consent_at
+""")
+# One that had run out, and that nobody has ended yet, ends at its expiry.
+_END_SESSION = text("""
+    UPDATE after_hours_sessions SET ended_at = least(expires_at, clock_timestamp())
+    WHERE user_id = :member_id AND ended_at IS NULL
+    RETURNING id, user_id, started_at, expires_at, ended_at, clock_timestamp()
+""")
+
+# What is held on a member: table by table, without the exact place.
+_EXPORT = {
+    "profile": "SELECT * FROM after_hours_profiles WHERE user_id = :member_id",
+    "preferences": "SELECT * FROM after_hours_preferences WHERE user_id = :member_id",
+    "sessions": """
+        SELECT id, started_at, expires_at, ended_at, warned_at,
+            fuzzed_latitude AS blurred_latitude, fuzzed_longitude AS blurred_longitude
+        FROM after_hours_sessions WHERE user_id = :member_id ORDER BY started_at, id""",
+    "declines": """
+        SELECT declined_user_id, session_id, created_at, first_declined_at, decline_count
+        FROM after_hours_declines WHERE user_id = :member_id ORDER BY created_at, id""",
+    "devices": """
+        SELECT session_id, device_id, device_model, platform, created_at
+        FROM device_fingerprints WHERE user_id = :member_id ORDER BY created_at, id""",
+}
+
+_ERASE = (
+    "DELETE FROM device_fingerprints WHERE user_id = :member_id",
+    "DELETE FROM after_hours_declines WHERE user_id = :member_id",
+    "DELETE FROM after_hours_preferences WHERE user_id = :member_id",
+)
+_ERASE_PROFILE = text("DELETE FROM after_hours_profiles WHERE user_id = :member_id RETURNING photo_url")
+_ERASE_SESSIONS = "DELETE FROM after_hours_sessions AS s WHERE user_id = :member_id"
+# A match of the Node service, with the other member's messages, would go with its session: only the place goes.
+_WITHOUT_MATCHES = " AND NOT EXISTS (SELECT FROM after_hours_matches AS m WHERE m.session_id = s.id)"
+_ERASE_PLACES = text("""
+    UPDATE after_hours_sessions SET fuzzed_latitude = 0, fuzzed_longitude = 0
+    WHERE user_id = :member_id AND (fuzzed_latitude <> 0 OR fuzzed_longitude <> 0)
+""")
+
+
+def consent(member_id: str) -> Consent | None:
+    """Return the member's consent; None when there is no such member."""
+    return _consent(_READ_CONSENT, member_id=member_id)
+
+
+def lock(member_id: str) -> Consent | None:
+    """Wait for the member's starts in flight, hold up others until the transaction ends, and return the consent."""
+    return _consent(_LOCK, member_id=member_id)
+
+
+def set_consent(member_id: str, granted: bool) -> Consent | None:
+    """Write the host's two columns."""
+    return _consent(_SET_CONSENT, member_id=member_id, granted=granted)
+
+
+def end_session(member_id: str) -> Session | None:
+    """End the member's session, if one is not ended yet."""
+    row = db.session.execute(_END_SESSION, {"member_id": member_id}).one_or_none()
+    return Session(*row) if row else None
+
+
+def export(member_id: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the rows of each table."""
+    return {
+        name: [dict(row) for row in db.session.execute(text(statement), {"member_id": member_id}).mappings()]
+        for name, statement in _EXPORT.items()
+    }
+
+
+def erase(member_id: str) -> str | None:
+    """Delete the member's rows, and return the key of their photo."""
+    given = {"member_id": member_id}
+    for statement in _ERASE:
+        db.session.execute(text(statement), given)
+    key: str | None = db.session.execute(_ERASE_PROFILE, given).scalar_one_or_none()
+    has_matches = db.session.execute(text("SELECT to_regclass('after_hours_matches') IS NOT NULL")).scalar_one()
+    db.session.execute(text(_ERASE_SESSIONS + (_WITHOUT_MATCHES if has_matches else "")), given)
+    db.session.execute(_ERASE_PLACES, given)
+    return key
+
+
+def _consent(statement: Any, **parameters: Any) -> Consent | None:
+    row = db.session.execute(statement, parameters).one_or_none()
+    return Consent(*row) if row else None

@@ -1,0 +1,39 @@
+"""A member's rights over HTTP: theirs with a token alone, premium or not."""
+
+from typing import Any
+
+from afterhours_service.access import current_member_id
+from afterhours_service.members import schemas, service
+from afterhours_service.schemas import Blueprint
+
+blueprint = Blueprint("rights", __name__, description="Consent, a copy of one's data, its erasure")
+
+
+@blueprint.route("/consent")
+@blueprint.response(200, schemas.ConsentResponse)
+def get_consent() -> dict[str, Any]:
+    """Tell whether one consents to After Hours."""
+    return {"consent": service.get_consent(current_member_id())}
+
+
+@blueprint.route("/consent", methods=["PUT"])
+@blueprint.arguments(schemas.GrantSchema)
+@blueprint.response(200, schemas.ConsentResponse)
+def put_consent(body: dict[str, Any]) -> dict[str, Any]:
+    """Grant consent, or withdraw it: that ends one's session at once."""
+    return {"consent": service.set_consent(current_member_id(), body["granted"])}
+
+
+@blueprint.route("/me/export")
+@blueprint.response(200, schemas.ExportResponse)
+def export_me() -> dict[str, Any]:
+    """Return everything that is held on oneself."""
+    return {"data": service.export(current_member_id())}
+
+
+@blueprint.route("/me", methods=["DELETE"])
+@blueprint.response(200, schemas.ErasedResponse)
+def erase_me() -> dict[str, Any]:
+    """Erase everything that is held on oneself, photos too; one's session ends."""
+    service.erase(current_member_id())
+    return {"message": "Your After Hours data is erased."}
