@@ -29,6 +29,7 @@ from tests.factories import PLACE, Factory, bearer, scheduled
 pytestmark = pytest.mark.xdist_group("takeover")  # roles belong to the server, not to a test's database
 
 NODE_SCHEMA = (ROOT / "tests/host_schema.sql").read_text()
+HOST_SCHEMA = NODE_SCHEMA.partition("\n\n")[0]
 GRANTS = (ROOT / "deploy/grants.sql").read_text()
 PASSWORD = "only-for-this-server"
 
@@ -95,6 +96,10 @@ class Evening(NamedTuple):
         return self.client.post(f"/api/after-hours/session/{path}", json=body, headers=bearer(member))
 
 
+def as_role(url: str, role: str) -> str:
+    return make_url(url).set(username=role, password=PASSWORD).render_as_string(hide_password=False)
+
+
 @pytest.fixture
 def roles() -> Iterator[None]:
     """Make the two roles; whatever they own or may do goes with the test's database."""
@@ -112,10 +117,6 @@ def roles() -> Iterator[None]:
 @pytest.fixture
 def evening(roles: None, make_database: Callable[..., str], redis: Redis, redis_url: str) -> Iterator[Evening]:
     url = make_database(None)
-
-    def of(role: str) -> str:
-        return make_url(url).set(username=role, password=PASSWORD).render_as_string(hide_password=False)
-
     with contextlib.ExitStack() as stack:
 
         def connect(url: str) -> Factory:
@@ -125,22 +126,22 @@ def evening(roles: None, make_database: Callable[..., str], redis: Redis, redis_
 
         auditor = connect(url)
         auditor.execute(f'ALTER DATABASE "{make_url(url).database}" OWNER TO node')
-        host = connect(of("node"))
+        host = connect(as_role(url, "node"))
         host.execute(NODE_SCHEMA)
-        migration = create_app(make_settings(of("node"), redis_url))
+        migration = create_app(make_settings(as_role(url, "node"), redis_url))
         with migration.app_context():
             upgrade()
             db.engine.dispose()
         host.execute(GRANTS)
-        app = create_app(make_settings(of("after_hours"), redis_url))
+        app = create_app(make_settings(as_role(url, "after_hours"), redis_url))
         app.testing = True
-        yield Evening(auditor, Node(host), host, connect(of("after_hours")), app, app.test_client())
+        yield Evening(auditor, Node(host), host, connect(as_role(url, "after_hours")), app, app.test_client())
         with app.app_context():
             db.engine.dispose()
 
 
 def test_with_worker_and_scheduler_first_every_session_ends_on_time(evening: Evening, redis: Redis) -> None:
-    """Step 3: the Node service answers the members, and ends sessions with its timers; ours end them too."""
+    """Step 3 of the table: the Node service answers the members, and both end sessions with their timers."""
     node = evening.node
     live, overdue, extended, ended = (evening.members.member() for _ in range(4))
     node.start(overdue)
@@ -195,7 +196,7 @@ def test_whichever_timer_comes_first_a_session_is_ended_once(
 
 
 def test_our_api_carries_on_the_sessions_of_the_node_service(evening: Evening) -> None:
-    """Step 5: the members' requests come to us."""
+    """Step 5 of the table: the members' requests come to us."""
     member = evening.members.member()
     session = evening.node.start(member)
     shown = evening.session(member)
@@ -231,6 +232,23 @@ def test_on_the_way_back_the_node_service_carries_on_ours(evening: Evening, redi
     assert evening.node.active(extended)
     assert evening.session(extended)["remainingSeconds"] > 800
     evening.node.start(left)
+
+
+def test_beside_the_host_another_role_may_migrate(
+    roles: None, make_database: Callable[..., str], redis_url: str
+) -> None:
+    """First installation: the owner of our tables may do nothing but make them, and refer to the host's members."""
+    url = make_database(None)
+    with contextlib.closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        host = Factory(connection)
+        host.execute(HOST_SCHEMA)
+        host.execute("GRANT CREATE ON SCHEMA public TO node; GRANT REFERENCES ON users TO node")
+        app = create_app(make_settings(as_role(url, "node"), redis_url))
+        with app.app_context():
+            upgrade()
+            db.engine.dispose()
+        host.execute(GRANTS)
 
 
 def test_the_grants_are_all_that_the_service_needs(evening: Evening) -> None:
