@@ -76,7 +76,7 @@ class Standing(NamedTuple):
 _MEMBER = text("SELECT CAST(:member_id AS varchar) AS id").columns(id=String).subquery("member")
 _STANDING = (
     select(
-        exists().where(
+        exists(1).where(  # a bare one asks for every column, and so for the right to read it
             Subscription.user_id == _MEMBER.c.id,
             Subscription.is_active,
             or_(Subscription.expires_at.is_(None), Subscription.expires_at > func.now()),

@@ -1,5 +1,6 @@
 """Demo members: two happy ones, one without a profile, and one for each refusal of the gate."""
 
+import logging
 from typing import NamedTuple
 
 import pyvips
@@ -14,6 +15,8 @@ from afterhours_service.profiles import photo
 from afterhours_service.profiles import service as profiles
 
 TOKEN_SECONDS = 7 * 24 * 3600
+
+logging.getLogger("pyvips").setLevel(logging.WARNING)  # or fifty lines about threads come before the demo's first
 
 
 class Member(NamedTuple):

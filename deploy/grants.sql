@@ -1,0 +1,24 @@
+-- What the role of the running service may do, and no more. Run after each migration, by the role that migrated;
+-- it can be run again. The role itself is made once: CREATE ROLE after_hours LOGIN PASSWORD '…'.
+GRANT USAGE ON SCHEMA public TO after_hours;
+GRANT SELECT, INSERT, UPDATE, DELETE
+    ON after_hours_sessions, after_hours_profiles, after_hours_preferences, after_hours_declines, device_fingerprints
+    TO after_hours;
+GRANT SELECT ON after_hours_alembic_version TO after_hours;
+
+-- Of the host's tables it reads what it shows and decides by; a member's consent alone is also its to write.
+GRANT SELECT (id, id_verified, after_hours_consent, after_hours_consent_at) ON users TO after_hours;
+GRANT UPDATE (after_hours_consent, after_hours_consent_at) ON users TO after_hours;
+GRANT SELECT (user_id, name, age, gender, sexual_preference) ON profiles TO after_hours;
+GRANT SELECT (user_id, is_active, expires_at) ON user_subscriptions TO after_hours;
+
+-- Not every host has these.
+DO $$
+BEGIN
+    IF to_regclass('blocks') IS NOT NULL THEN
+        GRANT SELECT (user_id, blocked_user_id) ON blocks TO after_hours;
+    END IF;
+    IF to_regclass('after_hours_matches') IS NOT NULL THEN
+        GRANT SELECT (session_id) ON after_hours_matches TO after_hours;
+    END IF;
+END $$;
