@@ -51,7 +51,7 @@ def ages() -> st.SearchStrategy[tuple[int, int]]:
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     wishes = st.builds(
-        lambda seeking, ages, km: Wish(seeking, *ages, km),
+        lambda seeking, ages, km: Wish(seeking, ages[0], ages[1], km),
         st.sampled_from(["Any", "Any", "Male", "Female", "Non-binary"]),
         ages(),
         st.sampled_from([1, 10, 200]),

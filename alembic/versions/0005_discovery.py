@@ -9,12 +9,12 @@ import sqlalchemy as sa
 
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-MADE_HERE = "made by After Hours 0004"
+MADE_HERE = "made by After Hours 0005"
 BATCH = 5000  # live sessions that one statement gives their key
 
 BLOCKS = """
