@@ -52,6 +52,11 @@ def create_app(settings: Settings | None = None) -> Flask:
             "hide_parameters": True,
             "connect_args": {
                 "connect_timeout": 3,
+                # A database host that vanished without a word is given up after so long, not after many minutes.
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 10_000,  # milliseconds
                 "application_name": "after-hours",
                 "options": "-c statement_timeout=5s -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s",
             },
