@@ -1,0 +1,69 @@
+"""Members who may go live, their tokens, and their sessions; written in bulk."""
+
+import time
+from pathlib import Path
+
+import jwt
+
+from benchmarks.load.stack import SECRET, Stack
+
+HOUR = 3600
+
+
+def seed_members(stack: Stack, first: int, last: int) -> None:
+    """Make the members numbered first…last: verified, consenting, premium, with a profile."""
+    for statement in (
+        """INSERT INTO users (id, provider, id_verified, after_hours_consent)
+           SELECT 'member-' || n, 'load', true, true FROM generate_series(%s, %s) AS n""",
+        """INSERT INTO user_subscriptions (user_id, is_active, expires_at)
+           SELECT 'member-' || n, true, now() + interval '30 days' FROM generate_series(%s, %s) AS n""",
+        """INSERT INTO profiles (user_id, name, age, gender, sexual_preference)
+           SELECT 'member-' || n, 'Robin', 18 + n %% 50, 'Female', 'Bisexual' FROM generate_series(%s, %s) AS n""",
+        """INSERT INTO after_hours_profiles (user_id, description)
+           SELECT 'member-' || n, 'Out tonight' FROM generate_series(%s, %s) AS n""",
+    ):
+        stack.execute(statement, first, last)
+    stack.execute("ANALYZE")
+
+
+def seed_sessions(stack: Stack, first: int, last: int, *, at: int, spread: int = 1) -> None:
+    """Give the members numbered first…last a session each, warned already.
+
+    at: the second (since the epoch) at which the first of them expire. spread: over how many seconds they expire.
+    """
+    stack.execute(
+        """
+        INSERT INTO after_hours_sessions
+            (user_id, started_at, expires_at, warned_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
+        SELECT 'member-' || n, now() - interval '1 minute', to_timestamp(%s + (n - %s) %% %s), now(),
+            52 + n %% 1000 / 1000.0, 13 + n %% 997 / 1000.0, 52 + n %% 1000 / 1000.0, 13 + n %% 997 / 1000.0
+        FROM generate_series(%s, %s) AS n""",
+        at,
+        first,
+        spread,
+        first,
+        last,
+    )
+
+
+def drop_sessions(stack: Stack, first: int, last: int) -> None:
+    """Delete the sessions of the members numbered first…last, and their devices."""
+    stack.execute(
+        """
+        WITH gone AS (
+            DELETE FROM after_hours_sessions
+            WHERE user_id IN (SELECT 'member-' || n FROM generate_series(%s, %s) AS n)
+        ) DELETE FROM device_fingerprints""",
+        first,
+        last,
+    )
+
+
+def write_tokens(path: Path, first: int, last: int) -> None:
+    """Write the tokens of the members numbered first…last as a Lua table."""
+    expiry = int(time.time()) + 24 * HOUR
+    tokens = (
+        jwt.encode({"userId": f"member-{n}", "iat": expiry, "exp": expiry}, SECRET, algorithm="HS256")
+        for n in range(first, last + 1)
+    )
+    path.write_text("return {" + ",\n".join(f'"{token}"' for token in tokens) + "}\n")

@@ -1,0 +1,28 @@
+-- For wrk: one member after the other asks the same. Arguments: file of tokens, method, path, body (may be empty).
+local requests = {}
+local number = 0
+
+function init(arguments)
+  local body = arguments[4] ~= "" and arguments[4] or nil
+  for i, token in ipairs(dofile(arguments[1])) do
+    local headers = {
+      ["Authorization"] = "Bearer " .. token,
+      ["Content-Type"] = body and "application/json",
+    }
+    requests[i] = wrk.format(arguments[2], arguments[3], headers, body)
+  end
+end
+
+function request()
+  number = number % #requests + 1
+  return requests[number]
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  io.write(string.format(
+    '{"requests": %d, "microseconds": %d, "refused": %d, "broken": %d, "p50": %d, "p99": %d}\n',
+    summary.requests, summary.duration, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
+    latency:percentile(50), latency:percentile(99)
+  ))
+end

@@ -1,0 +1,199 @@
+"""The service as it is deployed: PostgreSQL, Valkey, and the processes of the Procfile."""
+
+import contextlib
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psycopg2
+from redis import Redis
+
+from benchmarks.load.cpu import CpuMeter
+from dev.embedded import Home, home, postgres, valkey
+
+ROOT = Path(__file__).parent.parent.parent
+SECRET = secrets.token_urlsafe(48)
+START_SECONDS = 60
+STOP_SECONDS = 30
+ARMED_SECONDS = 120  # until the reconciliation must have armed what was asked for
+
+SCHEDULED = "rq:scheduler:scheduled_jobs"
+RECONCILE = "after-hours-reconcile"
+
+
+@dataclass
+class Stack:
+    """A running service, and what a measurement needs to know of it.
+
+    database: a psycopg2 connection in autocommit. pids: those of the first processes of each part.
+    """
+
+    root: Path
+    url: str
+    place: Home
+    database_url: str
+    database: Any
+    redis: Redis
+    environment: dict[str, str]
+    pids: dict[str, list[int]]
+
+    def execute(self, statement: str, *parameters: Any) -> list[Any]:
+        """Run a statement in its own transaction, and return its rows."""
+        with self.database.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def meter(self) -> CpuMeter:
+        """Return a meter of the CPU that service, PostgreSQL and Redis use from now on."""
+        return CpuMeter(self.pids)
+
+    def timers(self) -> int:
+        """Return how many session timers Redis holds."""
+        return sum(1 for name in self.redis.zrange(SCHEDULED, 0, -1) if name.startswith(b"session-timer-"))  # type: ignore[union-attr]
+
+    def reconcile(self, second: int) -> None:
+        """Let the reconciliation come now, and wait until it has armed the timer of `second`, the last it arms."""
+        self.redis.zadd(SCHEDULED, {RECONCILE: time.time()})
+        wait_for(lambda: self.redis.zscore(SCHEDULED, f"session-timer-{second}") is not None, ARMED_SECONDS)
+
+    def rest(self) -> None:
+        """Wait until the requests that a generator left behind are answered."""
+        wait_for(lambda: _is_ready(self.url), START_SECONDS)
+        time.sleep(0.3)
+
+    def settle(self) -> None:
+        """Leave the database without a backlog of its own, so that none of it falls into the measurement."""
+        self.execute("VACUUM (ANALYZE) after_hours_sessions")
+        self.execute("CHECKPOINT")
+
+
+@contextlib.contextmanager
+def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "scheduler")) -> Iterator[Stack]:
+    """Run the service out of the checkout `root`, with empty tables, and end it.
+
+    parts: which processes of its Procfile. Data is on disk, PostgreSQL's and Valkey's settings are their defaults.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="load-", dir="/var/tmp"))  # noqa: S108 - on disk, where /tmp may not be
+    with contextlib.ExitStack() as running:
+        running.callback(shutil.rmtree, folder, ignore_errors=True)
+        place = running.enter_context(home(folder))
+        database_url = running.enter_context(postgres(place))
+        redis_url, redis_pid = running.enter_context(valkey(place, options=()))
+        port = _free_port()
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "JWT_SECRET": SECRET,
+            "LOCATION_SECRET": SECRET,
+            "RATELIMIT_ENABLED": "false",
+            "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}",
+        }
+        upgrade = [sys.executable, "-m", "flask", "--app", "afterhours_service", "db", "upgrade"]
+        subprocess.run(upgrade, cwd=root, env=environment, check=True, capture_output=True)
+        database = running.enter_context(contextlib.closing(psycopg2.connect(database_url)))
+        database.autocommit = True
+        redis = running.enter_context(Redis.from_url(redis_url))
+        commands = {name: command for name, command in procfile(root).items() if name in parts}
+        processes = running.enter_context(_processes(commands, root, environment, folder / "service.log"))
+        url = f"http://127.0.0.1:{port}"
+        if "web" in commands:
+            wait_for(lambda: _is_ready(url), START_SECONDS)
+        if "scheduler" in commands:
+            wait_for(lambda: redis.zscore(SCHEDULED, RECONCILE) is not None, START_SECONDS)
+        yield Stack(
+            root=root,
+            url=url,
+            place=place,
+            database_url=database_url,
+            database=database,
+            redis=redis,
+            environment=environment,
+            pids={
+                "service": [process.pid for process in processes],
+                "PostgreSQL": [int((place.path / "pg/postmaster.pid").read_text().split()[0])],
+                "Redis": [redis_pid],
+            },
+        )
+
+
+def procfile(root: Path) -> dict[str, list[str]]:
+    """Return the commands of a checkout's Procfile."""
+    lines = (line.partition(":") for line in (root / "Procfile").read_text().splitlines() if line.strip())
+    return {name.strip(): shlex.split(command) for name, _, command in lines}
+
+
+def wait_for(condition: Any, seconds: float) -> None:
+    """Wait until the condition holds. Raises TimeoutError after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {seconds} s")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _processes(
+    commands: dict[str, list[str]], root: Path, environment: dict[str, str], log: Path
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    with log.open("ab") as output, contextlib.ExitStack() as running:
+        processes = []
+        for command in commands.values():
+            process = subprocess.Popen(
+                command,
+                cwd=root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            running.callback(_stop, process)
+            processes.append(process)
+        # Ends them even if this process is killed: its standard input closes then.
+        watchdog = running.enter_context(
+            subprocess.Popen(
+                ["/bin/sh", "-c", 'read _; kill "$@"', "sh", *(str(p.pid) for p in processes)],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        )
+        running.callback(watchdog.kill)
+        yield processes
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/readyz", timeout=2):  # noqa: S310 - our own
+            return True
+    except (URLError, OSError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
