@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos check privacy lint format lock clean
+.PHONY: help install run test chaos check privacy bench bench-quick lint format lock clean
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,6 +39,12 @@ lint: install ## format, lint, types, import contracts
 format: install ## format, and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: install ## measure speed, cost and punctuality into docs/performance.md (25 minutes; wrk and node needed)
+	$(BIN)/python -m benchmarks.load
+
+bench-quick: install ## compare the revision REV with HEAD (2 minutes; wrk needed)
+	$(BIN)/python -m benchmarks.load.quick $(REV)
 
 lock: ## pin the ranges of setup.cfg to exact versions, with hashes
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes setup.cfg -o requirements.txt

@@ -1,4 +1,5 @@
--- For wrk: one member after the other asks the same. Arguments: file of tokens, method, path, body (may be empty).
+-- For wrk: one member after the other asks the same. Arguments: file of tokens, method, path, body (may be empty),
+-- and how many members to leave out.
 local requests = {}
 local number = 0
 
@@ -11,6 +12,7 @@ function init(arguments)
     }
     requests[i] = wrk.format(arguments[2], arguments[3], headers, body)
   end
+  number = tonumber(arguments[5])
 end
 
 function request()

@@ -66,7 +66,6 @@ class Members:
 
     def prepare(self, stack: Stack, route: Route) -> None:
         """Let them have sessions, spread over an hour, or none, as the route wants it."""
-        stack.rest()
         drop_sessions(stack, 1, self.pool)
         if route.has_session:
             at = int(time.time()) + HOUR
@@ -82,8 +81,9 @@ def measure(stack: Stack, members: Members, route: Route, seconds: int) -> Load:
     """
     members.prepare(stack, route)
     meter, own = stack.meter(), _generator_seconds()
-    found = _run_wrk(stack.url, members.tokens, route, seconds)
+    found = run_wrk(stack.url, members.tokens, route, seconds)
     used, generator = meter.used(), _generator_seconds() - own
+    stack.rest()
     requests = found["requests"]
     once = route.method == "GET" or requests <= members.pool
     if found["refused"] or found["broken"] or not requests or not once:
@@ -105,10 +105,16 @@ def median(loads: Iterable[Load]) -> Load:
     return Load(**{f.name: statistics.median(getattr(load, f.name) for load in loads) for f in fields(Load)})
 
 
-def _run_wrk(url: str, tokens: Path, route: Route, seconds: int) -> dict[str, int]:
+def run_wrk(
+    url: str, tokens: Path, route: Route, seconds: int, *, connections: int = CONNECTIONS, skip: int = 0
+) -> dict[str, int]:
+    """Run the generator, and return what it counted; latencies in microseconds.
+
+    skip: leave out the first so many members.
+    """
     script = Path(__file__).with_name("request.lua")
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), url]
-    arguments = ["--", str(tokens), route.method, route.path, route.body]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url]
+    arguments = ["--", str(tokens), route.method, route.path, route.body, str(skip)]
     output = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
     found: dict[str, int] = json.loads(output.splitlines()[-1])
     return found

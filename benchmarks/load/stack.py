@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -37,7 +37,8 @@ RECONCILE = "after-hours-reconcile"
 class Stack:
     """A running service, and what a measurement needs to know of it.
 
-    database: a psycopg2 connection in autocommit. pids: those of the first processes of each part.
+    database: a psycopg2 connection in autocommit. processes: the ids of the Procfile's. pids: those of the first
+    processes of each part.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class Stack:
     database: Any
     redis: Redis
     environment: dict[str, str]
+    processes: dict[str, int]
     pids: dict[str, list[int]]
 
     def execute(self, statement: str, *parameters: Any) -> list[Any]:
@@ -61,12 +63,18 @@ class Stack:
 
     def timers(self) -> int:
         """Return how many session timers Redis holds."""
-        return sum(1 for name in self.redis.zrange(SCHEDULED, 0, -1) if name.startswith(b"session-timer-"))  # type: ignore[union-attr]
+        scheduled = cast("list[bytes]", self.redis.zrange(SCHEDULED, 0, -1))
+        return len([name for name in scheduled if name.startswith(b"session-timer-")])
 
     def reconcile(self, second: int) -> None:
         """Let the reconciliation come now, and wait until it has armed the timer of `second`, the last it arms."""
-        self.redis.zadd(SCHEDULED, {RECONCILE: time.time()})
+        self.reconcile_now()
         wait_for(lambda: self.redis.zscore(SCHEDULED, f"session-timer-{second}") is not None, ARMED_SECONDS)
+
+    def reconcile_now(self) -> None:
+        """Let the reconciliation come now, and wait until it has been handed over."""
+        self.redis.zadd(SCHEDULED, {RECONCILE: time.time()})
+        wait_for(lambda: (self.redis.zscore(SCHEDULED, RECONCILE) or 0) > time.time(), START_SECONDS)  # type: ignore[operator]
 
     def rest(self) -> None:
         """Wait until the requests that a generator left behind are answered."""
@@ -85,7 +93,7 @@ def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "schedul
 
     parts: which processes of its Procfile. Data is on disk, PostgreSQL's and Valkey's settings are their defaults.
     """
-    folder = Path(tempfile.mkdtemp(prefix="load-", dir="/var/tmp"))  # noqa: S108 - on disk, where /tmp may not be
+    folder = Path(tempfile.mkdtemp(prefix="load-", dir="/var/tmp"))
     with contextlib.ExitStack() as running:
         running.callback(shutil.rmtree, folder, ignore_errors=True)
         place = running.enter_context(home(folder))
@@ -121,8 +129,9 @@ def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "schedul
             database=database,
             redis=redis,
             environment=environment,
+            processes=processes,
             pids={
-                "service": [process.pid for process in processes],
+                "service": [*processes.values()],
                 "PostgreSQL": [int((place.path / "pg/postmaster.pid").read_text().split()[0])],
                 "Redis": [redis_pid],
             },
@@ -147,10 +156,11 @@ def wait_for(condition: Any, seconds: float) -> None:
 @contextlib.contextmanager
 def _processes(
     commands: dict[str, list[str]], root: Path, environment: dict[str, str], log: Path
-) -> Iterator[list[subprocess.Popen[bytes]]]:
+) -> Iterator[dict[str, int]]:
+    """Run the commands, and yield their process ids by name."""
     with log.open("ab") as output, contextlib.ExitStack() as running:
-        processes = []
-        for command in commands.values():
+        processes = {}
+        for name, command in commands.items():
             process = subprocess.Popen(
                 command,
                 cwd=root,
@@ -161,11 +171,11 @@ def _processes(
                 start_new_session=True,
             )
             running.callback(_stop, process)
-            processes.append(process)
+            processes[name] = process.pid
         # Ends them even if this process is killed: its standard input closes then.
         watchdog = running.enter_context(
             subprocess.Popen(
-                ["/bin/sh", "-c", 'read _; kill "$@"', "sh", *(str(p.pid) for p in processes)],
+                ["/bin/sh", "-c", 'read _; kill "$@"', "sh", *map(str, processes.values())],
                 stdin=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,

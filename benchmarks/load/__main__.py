@@ -1,0 +1,263 @@
+"""`make bench`: measure everything, and write it into docs/performance.md."""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from benchmarks.load import cleanup, lag, limit
+from benchmarks.load import memory as redis_memory
+from benchmarks.load.members import seed_members
+from benchmarks.load.routes import POOL, ROUTES, Load, Members, measure, median
+from benchmarks.load.stack import ROOT, Stack, stack
+from benchmarks.load.table import table, write_between
+from dev.embedded import stop_on_signals
+
+PAGE = ROOT / "docs/performance.md"
+BEGIN, END = "<!-- measured by make bench -->", "<!-- end of what was measured -->"
+
+
+class Node(NamedTuple):
+    """What was measured of the Node service, on this kind of machine: CPU of all parts in seconds per 1,000."""
+
+    per_second: int
+    p50: int
+    p99: int
+    cpu: float
+
+
+NODE = {
+    "status": Node(926, 17, 27, 1.575),
+    "start": Node(467, 33, 72, 3.33),
+    "extend": Node(604, 26, 44, 2.47),
+    "end": Node(682, 23, 44, 2.22),
+}
+
+
+class Case(NamedTuple):
+    """So many sessions that expire within so many seconds, measured so often."""
+
+    sessions: int
+    spread: int
+    runs: int = 3
+
+
+@dataclass
+class Plan:
+    """How much is measured."""
+
+    runs: int
+    run_seconds: int
+    pool: int
+    sizes: tuple[int, ...]  # active sessions, beside which requests are measured; the second is the table's
+    lags: dict[str, tuple[Case, ...]]
+    cleanup: dict[str, int]
+
+
+OURS, BULLMQ, RQ = "this service", "BullMQ, a job per session", "rq-scheduler, a job per session"
+FULL = Plan(
+    runs=3,
+    run_seconds=4,
+    pool=POOL,
+    sizes=(1_000, 10_000, 100_000, 1_000_000),
+    lags={
+        OURS: (
+            *(Case(sessions, 1) for sessions in (1_000, 10_000, 100_000)),
+            *(Case(100, 10), Case(1_000, 10), Case(10_000, 60)),
+        ),
+        # Once where a run takes minutes.
+        BULLMQ: (Case(1_000, 1), Case(10_000, 1), Case(10_000, 60, 1)),
+        RQ: (Case(1_000, 1), Case(10_000, 1, 1)),
+    },
+    cleanup={"sessions": 2_000_000, "overdue": 200_000, "declines": 1_000_000, "fingerprints": 500_000},
+)
+SMALL = Plan(
+    runs=1,
+    run_seconds=2,
+    pool=10_000,
+    sizes=(100, 1_000),
+    lags={OURS: (Case(1_000, 1, 1), Case(100, 5, 1)), BULLMQ: (Case(100, 1, 1),), RQ: (Case(100, 1, 1),)},
+    cleanup={"sessions": 20_000, "overdue": 2_000, "declines": 10_000, "fingerprints": 5_000},
+)
+
+
+def main() -> None:
+    """Measure, part by part, and tell on standard error how far it is."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--small", action="store_true", help="a trial: small sizes, one run each, printed only")
+    arguments.add_argument("--only", choices=PARTS, action="append", help="only this part, printed only")
+    options = arguments.parse_args()
+    stop_on_signals()
+    plan = SMALL if options.small else FULL
+    begin = time.monotonic()
+    parts = [PARTS[name](plan) for name in options.only or PARTS]
+    text = "\n\n".join([*parts, f"All of it took {(time.monotonic() - begin) / 60:.0f} minutes."])
+    if options.small or options.only:
+        print(text)
+    else:
+        write_between(PAGE, BEGIN, END, text)
+
+
+def requests(plan: Plan) -> str:
+    """Measure the hot routes, the limit that PostgreSQL sets, Redis, and how each grows with the sessions there are."""
+    main_rows: list[list[str]] = []
+    growth_rows: list[list[str]] = []
+    with stack() as running:
+        members = Members(running, plan.pool)
+        heading = f"Measured on {_machine(running)}."
+        seeded = plan.pool
+        for size in plan.sizes:
+            last = plan.pool + size
+            seed_members(running, seeded + 1, last)
+            seeded = last
+            held = redis_memory.measure(running, first=plan.pool + 1, last=last)
+            _say(f"{size} sessions: {held}")
+            loads = {}
+            for route in ROUTES:
+                runs = [measure(running, members, route, plan.run_seconds) for _ in range(plan.runs)]
+                loads[route.name] = median(runs)
+                _say(f"{size} sessions: {route.name} {loads[route.name]}")
+            late = _lag(running, _ours, Case(1_000, 1, plan.runs), lead=8)
+            growth_rows.append(
+                [
+                    f"{size:,}",
+                    *(f"{load.cpu:.2f}, {load.per_second:.0f}/s, {load.p99:.0f} ms" for load in loads.values()),
+                    f"{late.most:.2f} s",
+                    f"{held.bytes / size:.0f} B",
+                    f"{held.timers:,}",
+                ]
+            )
+            if size == plan.sizes[1]:
+                for route in ROUTES:
+                    allowed = statistics.median(
+                        limit.measure(running, members, route, plan.run_seconds) for _ in range(plan.runs)
+                    )
+                    main_rows.append(_request_row(route.name, loads[route.name], allowed))
+    return "\n\n".join(
+        [
+            heading,
+            f"### Requests, with {plan.sizes[1]:,} sessions active",
+            table(
+                [
+                    "request",
+                    "per second (Node)",
+                    "p50 / p99 ms (Node)",
+                    "CPU: service + PostgreSQL + Redis",
+                    "sum (Node)",
+                    "of Node's",
+                    "generator's CPU",
+                    "pgbench",
+                    "of that",
+                ],
+                main_rows,
+            ),
+            "### Growth by active sessions",
+            "CPU, throughput and p99 of a request; lag of the last of 1,000 ends in the same second; Redis and timers.",
+            table(["sessions", *(route.name for route in ROUTES), "lag", "Redis", "timers"], growth_rows),
+        ]
+    )
+
+
+def lags(plan: Plan) -> str:
+    """Measure how late ends are, ours and the yardsticks'."""
+    rows = []
+    for name, cases in plan.lags.items():
+        with stack(parts=("worker", "scheduler") if name == OURS else ()) as running:
+            seed_members(running, 1, max(case.sessions for case in cases))
+            for case in cases:
+                lead = 6 + case.sessions // (ARMED_PER_SECOND if name == RQ else SEEDED_PER_SECOND)
+                late = _lag(running, ARMS[name], case, lead)
+                when = "in the same second" if case.spread == 1 else f"over {case.spread} s"
+                figures = (f"{figure:.3f}" for figure in late)
+                rows.append([name, f"{case.sessions:,} {when}", str(case.runs), *figures])
+                _say(" ".join(rows[-1]))
+    return "### Lag of an end: seconds from `expires_at` until its event has arrived\n\n" + table(
+        ["", "sessions that expire", "runs", "p50", "p99", "max"], rows
+    )
+
+
+def nightly(plan: Plan) -> str:
+    """Measure the nightly cleanup."""
+    with stack() as running:
+        members = Members(running, plan.pool)
+        overdue = plan.cleanup["overdue"]
+        seed_members(running, plan.pool + 1, plan.pool + overdue)
+        cleanup.seed(running, plan.pool + 1, **plan.cleanup)
+        _say("seeded")
+        found = cleanup.measure(running, members)
+    rows = [[name, f"{count:,}"] for name, count in found.rows.items()]
+    slower = [[name, f"{ms:.0f} ms", f"{found.beside[name]:.0f} ms"] for name, ms in found.without.items()]
+    return "\n\n".join(
+        [
+            f"### Nightly cleanup: {found.seconds:.1f} s",
+            ", ".join(f"{count:,} {name}" for name, count in plan.cleanup.items())
+            + f". The worker held {found.before:.0f} MiB before, {found.most:.0f} at most. One run.",
+            table(["worked off", "rows"], rows),
+            table(["p99 of a request", "without", "beside the cleanup"], slower),
+        ]
+    )
+
+
+PARTS: dict[str, Callable[[Plan], str]] = {"requests": requests, "lags": lags, "nightly": nightly}
+
+
+def _ours(running: Stack) -> AbstractContextManager[lag.Arm]:
+    return nullcontext(running.reconcile)
+
+
+ARMS: dict[str, Callable[[Stack], AbstractContextManager[lag.Arm]]] = {
+    OURS: _ours,
+    BULLMQ: lag.bullmq,
+    RQ: lag.rq_per_session,
+}
+ARMED_PER_SECOND = 300  # rq-scheduler takes one job at a time
+SEEDED_PER_SECOND = 4_000
+
+
+def _lag(running: Stack, arms: Callable[[Stack], AbstractContextManager[lag.Arm]], case: Case, lead: int) -> lag.Lag:
+    measured = []
+    for _ in range(case.runs):
+        with arms(running) as arm:
+            measured.append(lag.measure(running, arm, sessions=case.sessions, spread=case.spread, lead=lead))
+    return lag.Lag(*(statistics.median(figures) for figures in zip(*measured, strict=True)))
+
+
+def _request_row(name: str, load: Load, allowed: float) -> list[str]:
+    node = NODE[name]
+    return [
+        name,
+        f"{load.per_second:.0f} ({node.per_second})",
+        f"{load.p50:.0f} / {load.p99:.0f} ({node.p50} / {node.p99})",
+        f"{load.service:.2f} + {load.postgresql:.2f} + {load.redis:.2f}",
+        f"{load.cpu:.2f} ({node.cpu:.2f})",
+        f"{load.cpu / node.cpu:.2f}",
+        f"{load.generator:.2f}",
+        f"{allowed:.0f}/s",
+        f"{load.per_second / allowed:.0%}",
+    ]
+
+
+def _machine(running: Stack) -> str:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    [(version,)] = running.execute("SHOW server_version")
+    [(fsync,)] = running.execute("SHOW fsync")
+    server = running.redis.info("server")
+    return (
+        f"{os.cpu_count()} cores, {memory / (1 << 30):.0f} GiB, {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}, PostgreSQL {version} (fsync {fsync}), "
+        f"Valkey {server.get('valkey_version', '?')}"  # type: ignore[union-attr]
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

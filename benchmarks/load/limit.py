@@ -1,0 +1,61 @@
+"""What PostgreSQL allows: pgbench, with the statements and the round trips of a route, and no service around them."""
+
+import json
+import re
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import jwt
+
+from benchmarks.load.routes import CONNECTIONS, Members, Route
+from benchmarks.load.stack import SECRET, Stack
+
+_STATEMENT = re.compile(r"LOG:  statement: (.*(?:\n\t.*)*)")
+
+
+def measure(stack: Stack, members: Members, route: Route, seconds: int) -> float:
+    """Return how many transactions a second pgbench makes of what a route says to PostgreSQL."""
+    members.prepare(stack, route)
+    script = stack.place.state / f"{route.name}.sql"
+    script.write_text(_script(_record(stack, route, members.pool), members.pool))
+    members.prepare(stack, route)
+    postgres, _ = stack.place.binaries()
+    command = f"{postgres}/pgbench -n -M simple -c {CONNECTIONS} -j 1 -T {seconds} -D n=0 -f".split()
+    output = subprocess.run(
+        [*command, str(script), stack.database_url], check=True, capture_output=True, text=True
+    ).stdout
+    made = re.search(r"transactions actually processed: (\d+)", output)
+    per_second = re.search(r"tps = ([\d.]+)", output)
+    once = made is not None and (route.method == "GET" or int(made[1]) <= members.pool)
+    if per_second is None or not once or "number of failed transactions: 0 " not in output:
+        raise RuntimeError(output)
+    return float(per_second[1])
+
+
+def _record(stack: Stack, route: Route, member: int) -> list[str]:
+    """Return the statements with which a request of the member numbered `member` is answered, in order."""
+    log = Path(stack.place.log.name)
+    stack.execute("ALTER SYSTEM SET log_statement = 'all'")
+    stack.execute("SELECT pg_reload_conf()")
+    time.sleep(0.5)
+    begin = log.stat().st_size
+    claims = {"userId": f"member-{member}", "exp": int(time.time()) + 60}
+    headers = {"Authorization": f"Bearer {jwt.encode(claims, SECRET)}", "Content-Type": "application/json"}
+    body = route.body.encode() if route.method == "POST" else None
+    request = urllib.request.Request(stack.url + route.path, body, headers, method=route.method)  # noqa: S310
+    with urllib.request.urlopen(request) as answer:  # noqa: S310 - our own
+        json.load(answer)
+    time.sleep(0.2)
+    text = log.read_bytes()[begin:].decode()
+    stack.execute("ALTER SYSTEM RESET log_statement")
+    stack.execute("SELECT pg_reload_conf()")
+    return [statement for statement in _STATEMENT.findall(text) if not statement.startswith("ALTER SYSTEM")]
+
+
+def _script(statements: list[str], member: int) -> str:
+    """Return a script of pgbench in which each transaction of each client is another member's."""
+    ours = [statement.replace(f"'member-{member}'", "'member-:member'") for statement in statements]
+    numbering = (r"\set n :n + 1", rf"\set member :n * {CONNECTIONS} - :client_id")
+    return "\n".join([*numbering, *(f"{statement.strip()};" for statement in ours), ""])
