@@ -13,7 +13,7 @@ from afterhours_service import errors, files, health, limits, log, queue, storag
 from afterhours_service.blueprint import after_hours
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
-from afterhours_service.extensions import api, db, migrate
+from afterhours_service.extensions import api, db, migrate, replace_closed_connections
 
 logger = log.get_logger(__name__)
 
@@ -35,7 +35,6 @@ def create_app(settings: Settings | None = None) -> Flask:
         MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS={
-            "pool_pre_ping": True,
             "pool_timeout": 2,
             # An error's text is logged; where a member is must not be in it.
             "hide_parameters": True,
@@ -49,6 +48,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["after_hours_settings"] = settings
     db.init_app(app)
     app.teardown_appcontext(_let_go)  # before the extension's own, which would raise
+    with app.app_context():
+        replace_closed_connections(db.engine)
     migrate.init_app(app, db, compare_type=True)
     queue.init_app(app, settings)
     _log_requests(app)
