@@ -1,4 +1,4 @@
-"""The host application's tables, read and never written."""
+"""The host application's tables, read and never written here: `members/` writes the two columns of consent."""
 
 import uuid
 from datetime import datetime

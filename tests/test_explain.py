@@ -13,6 +13,7 @@ from afterhours_service import host
 from afterhours_service.cleanup import queries as cleanup
 from afterhours_service.extensions import db
 from afterhours_service.location import Point
+from afterhours_service.members import queries as members
 from afterhours_service.sessions import queries as sessions
 from tests.factories import Factory
 
@@ -41,7 +42,14 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     sessions.expiry_seconds: (),
     sessions.needed_seconds: ([1_800_000_000, 1_800_000_001], timedelta(minutes=2)),
     sessions.list_active: (100,),
+    sessions.census: (),
     sessions.now: (),
+    members.consent: ("m7",),
+    members.lock: ("m7",),
+    members.set_consent: ("m7", False),
+    members.end_session: ("m7",),
+    members.export: ("m7",),
+    members.erase: ("m7",),
     cleanup.try_lock: (),
     cleanup.delete_old_declines: (1000, WEEK),
     cleanup.delete_old_sessions: (1000, WEEK),
@@ -91,7 +99,7 @@ def scans(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def test_no_statement_reads_a_table_from_end_to_end(app: Flask, factory: Factory) -> None:
-    for module in (sessions, cleanup):
+    for module in (sessions, members, cleanup):
         own = {name for name, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__}
         assert {name for name in own if not name.startswith("_")} <= {call.__name__ for call in CALLS}
 
