@@ -107,7 +107,7 @@ api = schemathesis.openapi.from_dict(
     DESCRIPTION,
     config=SchemathesisConfig.from_dict(
         {
-            "generation": {"max-examples": 5, "deterministic": True},
+            "generation": {"max-examples": 3, "deterministic": True},
             # That an age range has someone in it is more than a JSON Schema can say; any other 400 is caught below.
             "operations": [
                 {
