@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test check privacy lint format lock clean openapi audit
+.PHONY: help install run test chaos check privacy lint format lock clean openapi audit
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,6 +21,9 @@ run: install ## start everything, with demo members; MINUTE=1 makes a minute las
 
 test: install ## run the tests, in parallel, on embedded servers
 	$(BIN)/python -m pytest -n auto --dist loadgroup -q
+
+chaos: install ## break every part under load, and count broken promises (ten minutes); ONLY='Redis paused'
+	$(BIN)/python -m benchmarks.chaos $(if $(ONLY),--only '$(ONLY)')
 
 check: install lint test ## everything that CI runs
 

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import structlog
 from flask import Flask, Response, g, request
+from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service import errors, files, health, limits, log, openapi, queue, security, storage
 from afterhours_service.blueprint import after_hours
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     app.extensions["after_hours_settings"] = settings
     db.init_app(app)
+    app.teardown_appcontext(_let_go)  # before the extension's own, which would raise
     migrate.init_app(app, db, compare_type=True)
     queue.init_app(app, settings)
     _log_requests(app)
@@ -85,6 +87,15 @@ def _log_requests(app: Flask) -> None:
             ms=round((time.perf_counter() - g.started) * 1000, 1),
         )
         return response
+
+
+def _let_go(_error: BaseException | None) -> None:
+    """Roll back what a request or job has only read; a connection that died since must not cost it its answer."""
+    try:
+        db.session.rollback()
+    except SQLAlchemyError as error:
+        db.session().invalidate()
+        logger.warning("database away", error=type(error).__name__)
 
 
 def _dispose_in_children(app: Flask) -> None:

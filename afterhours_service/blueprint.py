@@ -1,6 +1,7 @@
 """The after-hours blueprint: its prefix, the gate before every route, the features' routes."""
 
 from afterhours_service import access, errors, limits
+from afterhours_service.discovery.routes import blueprint as discovery
 from afterhours_service.preferences.routes import blueprint as preferences
 from afterhours_service.profiles.routes import blueprint as profiles
 from afterhours_service.schemas import Blueprint
@@ -16,4 +17,5 @@ after_hours.before_request(access.gate)
 after_hours.register_blueprint(sessions)
 after_hours.register_blueprint(profiles)
 after_hours.register_blueprint(preferences)
+after_hours.register_blueprint(discovery)
 limits.apply_to(after_hours)

@@ -30,7 +30,7 @@ class AppError(Exception):
     example: ClassVar[Mapping[str, Any]] = {}  # of what an occurrence adds to its body
 
     def __init_subclass__(cls) -> None:
-        CATALOGUE[cls.code] = cls
+        CATALOGUE.setdefault(cls.code, cls)  # a variant with another status shares its parent's entry
 
     def __init__(self, **extra: Any) -> None:
         super().__init__(self.code)
@@ -193,6 +193,18 @@ class RateLimited(AppError):
     """Too many requests; try again later."""
 
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "RATE_LIMITED"
+
+
+class SessionRequired(NoActiveSession):
+    """Go live first: no session is active."""
+
+    status: ClassVar = HTTPStatus.BAD_REQUEST
+
+
+class MemberNotFound(AppError):
+    """There is no such member to be seen."""
+
+    status, code = HTTPStatus.NOT_FOUND, "MEMBER_NOT_FOUND"
 
 
 class NotFound(AppError):

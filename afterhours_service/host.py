@@ -4,7 +4,7 @@ import uuid
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ForeignKey, Integer, String, Text, exists, func, or_, select, text
+from sqlalchemy import ForeignKey, Integer, String, Text, UniqueConstraint, exists, func, or_, select, text
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -49,6 +49,19 @@ class Subscription(Base):
     is_active: Mapped[bool] = mapped_column(server_default=text("false"))
     product_id: Mapped[str | None] = mapped_column(Text)
     expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+
+
+class Block(Base):
+    """A member's wish to have nothing to do with another."""
+
+    __tablename__ = "blocks"
+    __table_args__ = (UniqueConstraint("user_id", "blocked_user_id"),)
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True, server_default=func.gen_random_uuid())
+    user_id: Mapped[str] = mapped_column(String(255))
+    blocked_user_id: Mapped[str] = mapped_column(String(255))
+    reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
 
 

@@ -1,9 +1,16 @@
 """The list of the periodic jobs, and the scheduler that keeps it."""
 
+import time
+
+from sqlalchemy import Engine, NullPool, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
 from afterhours_service import log
 from afterhours_service.config import Settings
 from afterhours_service.queue import WORKER_TIMEOUT_SECONDS, connect
 from afterhours_service.timers import Periodic, Scheduler
+
+logger = log.get_logger(__name__)
 
 RECONCILE_SECONDS = 60
 
@@ -19,4 +26,24 @@ def periodic_jobs(settings: Settings) -> tuple[Periodic, ...]:
 def run_scheduler(settings: Settings) -> None:
     """Hand timers over until SIGTERM or SIGINT."""
     log.configure(settings.log_level)
-    Scheduler(connect(settings, WORKER_TIMEOUT_SECONDS), periodic_jobs(settings)).run()
+    engine = create_engine(
+        settings.database_url,
+        poolclass=NullPool,
+        connect_args={"connect_timeout": 2, "options": "-c statement_timeout=1s"},  # well within the lease
+    )
+    connection = connect(settings, WORKER_TIMEOUT_SECONDS)
+    Scheduler(connection, periodic_jobs(settings), lambda: seconds_behind(engine)).run()
+
+
+def seconds_behind(engine: Engine) -> float | None:
+    """Return how far this machine's clock is behind the database's, rounded down; None when that is away.
+
+    Measured after the answer, so that no timer comes too soon.
+    """
+    try:
+        with engine.connect() as connection:
+            theirs: float = connection.execute(text("SELECT extract(epoch FROM clock_timestamp())::float")).scalar_one()
+            return theirs - time.time()
+    except SQLAlchemyError as error:
+        logger.warning("database away", error=type(error).__name__)
+        return None

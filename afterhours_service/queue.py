@@ -121,12 +121,19 @@ def after_commit() -> Iterator[Pipeline]:
     """
     trip = current_redis().pipeline()
     yield trip
+    send(trip)
+
+
+def send(trip: Pipeline) -> bool:
+    """Send what was collected, and tell whether Redis took it; never raises for Redis."""
     if is_redis_away():
-        return
+        return False
     try:
         trip.execute()
     except RedisError as error:
         redis_failed(error)
+        return False
+    return True
 
 
 def enqueue(queue: str, function: str, *arguments: str) -> None:

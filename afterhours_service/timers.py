@@ -3,16 +3,18 @@
 The mechanism only: which seconds a session needs is in `sessions/deadlines.py`. No other module knows rq-scheduler.
 """
 
+import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import structlog
+from crontab import CronTab
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq.job import Job, JobStatus
 from rq_scheduler import Scheduler as RqScheduler
-from rq_scheduler.utils import get_next_scheduled_time, to_unix
 
 from afterhours_service.log import get_logger
 from afterhours_service.queue import (
@@ -28,9 +30,12 @@ logger = get_logger(__name__)
 
 SCHEDULED: str = RqScheduler.scheduled_jobs_key
 POLL_SECONDS = 0.2
+CLOCK_SECONDS = 5  # how often the database's clock is looked at
 LEASE_SECONDS = 5  # a scheduler that was killed is replaced within this
 QUEUED_SECONDS = 120  # a timer that nobody worked off for so long is left to the reconciliation
 CHUNK = 1000
+# The job's hash goes with the entry; without one, a worker is at the job, or is about to be.
+_DISARM = "if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then redis.call('DEL', KEYS[2]) end"
 
 
 class Timer(NamedTuple):
@@ -66,9 +71,8 @@ def arm_timer(pipeline: Pipeline, timer: Timer) -> None:
 
 
 def disarm_timer(pipeline: Pipeline, timer_id: str) -> None:
-    """Put the removal of the timer, and of its job's hash, into the trip; one that is not armed is no error."""
-    pipeline.zrem(SCHEDULED, timer_id)
-    pipeline.delete(Job.key_for(timer_id))
+    """Put the removal of the timer into the trip; one that is not armed, or handed over already, is left alone."""
+    pipeline.eval(_DISARM, 2, SCHEDULED, Job.key_for(timer_id), timer_id)
 
 
 def armed_timers(redis: Redis, prefix: str) -> set[str]:
@@ -97,12 +101,21 @@ class Periodic(NamedTuple):
 class Scheduler(RqScheduler):  # type: ignore[misc]
     """rq-scheduler's, with a loop that outlives Redis, bad entries, and the scheduler beside it.
 
-    Of several schedulers the one that holds the lease is active; the others wait for it to lapse.
+    Of several schedulers the one that holds the lease is active; the others wait for it to lapse. The time is the
+    database's, by which sessions end: `seconds_behind` tells how far this clock is behind it, or None for unknown.
     """
 
-    def __init__(self, connection: Redis, periodic: tuple[Periodic, ...]) -> None:
+    def __init__(
+        self,
+        connection: Redis,
+        periodic: tuple[Periodic, ...],
+        seconds_behind: Callable[[], float | None] = lambda: 0.0,
+    ) -> None:
         super().__init__(queue_name=MAINTENANCE_QUEUE, connection=connection, interval=POLL_SECONDS)
         self.periodic = periodic
+        self._seconds_behind = seconds_behind
+        self._behind = 0.0
+        self._next_clock = 0.0  # time.monotonic()
         self._stopped = False
         self._catch_up = True  # what was missed before the first round, or while Redis was away, is looked for at once
         self._next_look = 0.0  # time.monotonic()
@@ -128,11 +141,26 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
             self.remove_lock()
         logger.info("scheduler stopped", name=self.name)
 
+    def now(self) -> float:
+        """Return the database's time, in seconds since the epoch, as far as it is known."""
+        return time.time() + self._behind
+
+    def look_at_the_clock(self) -> None:
+        """Find out how far this clock is behind the database's; while that is away, nothing changes."""
+        behind = self._seconds_behind()
+        if behind is not None:
+            self._behind = behind
+            if abs(behind) > 1:
+                logger.warning("the clock is not the database's", seconds_behind=round(behind, 1))
+
     def tick(self) -> None:
         """Do one round, if this scheduler is the active one: periodic jobs each second, due jobs each time."""
         if not self.acquire_lock():
             self._catch_up = True
             return
+        if self._catch_up or time.monotonic() >= self._next_clock:
+            self.look_at_the_clock()
+            self._next_clock = time.monotonic() + CLOCK_SECONDS
         if self._catch_up or time.monotonic() >= self._next_look:
             self.register_periodic(at_once=self._catch_up)
             self._catch_up, self._next_look = False, time.monotonic() + 1
@@ -166,7 +194,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
             if self.connection.zscore(SCHEDULED, periodic.id) is None or not self._is_registered(periodic):
                 self._register(periodic)
             elif at_once and periodic.seconds:
-                self.connection.zadd(SCHEDULED, {periodic.id: time.time()})
+                self.connection.zadd(SCHEDULED, {periodic.id: self.now()})
 
     def _is_registered(self, periodic: Periodic) -> bool:
         try:
@@ -187,12 +215,12 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
             result_ttl=-1,
             meta=_periodic_meta(periodic),
         )
-        self.connection.zadd(SCHEDULED, {job.id: time.time() if periodic.seconds else _next_run(job)})
+        self.connection.zadd(SCHEDULED, {job.id: self.now() if periodic.seconds else self._next(job)})
         logger.info("periodic job registered", id=job.id)
 
     def enqueue_jobs(self) -> None:
         """Hand every due job to its queue; one that is broken is dropped and logged, and holds nothing back."""
-        for raw in self.connection.zrangebyscore(SCHEDULED, 0, time.time(), start=0, num=CHUNK):
+        for raw in self.connection.zrangebyscore(SCHEDULED, 0, self.now(), start=0, num=CHUNK):
             try:
                 self.enqueue_job(Job.fetch(raw.decode(), connection=self.connection))
             except Exception as error:
@@ -203,12 +231,24 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
                 self.connection.delete(Job.redis_job_namespace_prefix.encode() + raw)
 
     def enqueue_job(self, job: Job) -> None:
-        """Hand the job over; a periodic one that still waits in its queue isn't put there twice."""
-        following = _next_run(job)
-        if following is None or self.connection.lpos(self.get_queue_for_job(job).key, job.id) is None:
-            super().enqueue_job(job)
+        """Hand the job over; a periodic one comes again, and isn't put twice into its queue."""
+        self.log.debug("due: %s", job.func_name)  # raises here, and not in a worker, when it cannot be read
+        queue = self.get_queue_for_job(job)
+        again = self._next(job)
+        if again is None or self.connection.lpos(queue.key, job.id) is None:
+            queue.enqueue_job(job)
+        if again is None:
+            self.connection.zrem(SCHEDULED, job.id)
         else:
-            self.connection.zadd(SCHEDULED, {job.id: following})
+            self.connection.zadd(SCHEDULED, {job.id: again})
+
+    def _next(self, job: Job) -> float | None:
+        """Return when a periodic job comes again, in seconds since the epoch; cron lines are read in UTC."""
+        if cron := job.meta.get("cron_string"):
+            now = math.floor(self.now())
+            return float(now + CronTab(cron).next(now=now, default_utc=True))
+        interval = job.meta.get("interval")
+        return self.now() + float(interval) if interval else None
 
 
 def _meta() -> dict[str, str]:
@@ -223,14 +263,5 @@ def _is_redis_failing(error: Exception) -> bool:
 
 def _periodic_meta(periodic: Periodic) -> dict[str, Any]:
     if periodic.cron:
-        return {"cron_string": periodic.cron, "use_local_timezone": False}
+        return {"cron_string": periodic.cron}
     return {"interval": periodic.seconds}
-
-
-def _next_run(job: Job) -> float | None:
-    """Return when a periodic job comes next, in seconds since the epoch; None for any other."""
-    if interval := job.meta.get("interval"):
-        return time.time() + float(interval)
-    if cron := job.meta.get("cron_string"):
-        return float(to_unix(get_next_scheduled_time(cron)))
-    return None

@@ -14,7 +14,7 @@ from alembic import context
 
 # A migration that cannot have its lock gives up before the queue behind it grows. For another: -x lock_timeout=30s
 LOCK_TIMEOUT = "5s"
-HOST_TABLES = {"users", "profiles", "user_subscriptions"}
+HOST_TABLES = {"users", "profiles", "user_subscriptions", "blocks"}
 
 
 def is_ours(_object: object, name: str | None, kind: str, _reflected: bool, compared_with: object) -> bool:

@@ -4,19 +4,26 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from flask import Flask
 from flask.testing import FlaskClient
+from PIL import Image
 
+from afterhours_service import limits
 from afterhours_service.errors import CATALOGUE, AppError
 from afterhours_service.health import VERSION_TABLE
+from afterhours_service.storage import FolderStorage
+from tests.discovery.conftest import decline
 from tests.factories import Factory, bearer, token
 from tests.sessions.test_life import API, WHOLE, end, extend, failure, start, status
 
 HERE: dict[str, Any] = {"latitude": 48.87654321, "longitude": -2.34567891}
+PHOTO = "/api/after-hours/profile/photo"
 LOSE_THE_CONNECTION = """
     CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$;
@@ -34,6 +41,35 @@ def after(statement: str, answer: Callable[[FlaskClient, str], Any]) -> Callable
     return provoke
 
 
+def feature(method: Callable[..., Any], path: str, member: str) -> Any:
+    """Send an empty object to a feature's address."""
+    return method(f"/api/after-hours/{path}", json={}, headers=bearer(member))
+
+
+def upload(client: FlaskClient, member: str, data: bytes) -> Any:
+    """Send a photo."""
+    body = b'--x\r\nContent-Disposition: form-data; name="photo"; filename="x"\r\n\r\n' + data + b"\r\n--x--\r\n"
+    return client.post(PHOTO, data=body, content_type="multipart/form-data; boundary=x", headers=bearer(member))
+
+
+def upload_to_nowhere(client: FlaskClient, member: str) -> Any:
+    """Send a photo while the storage is a folder that cannot be."""
+    nowhere = FolderStorage(Path("/dev/null/photos"), b"secret", "http://localhost/photos")
+    client.application.extensions["after_hours_storage"] = nowhere
+    png = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(png, "PNG")
+    return upload(client, member, png.getvalue())
+
+
+def ask_again_and_again(client: FlaskClient, member: str) -> Any:
+    """Ask more often than is allowed, of an app that is given limits before it is asked for the first time."""
+    app = client.application
+    limited = replace(app.extensions["after_hours_settings"], ratelimit_enabled=True, ratelimit_default="1 per hour")
+    app.extensions["after_hours_settings"] = limited
+    limits.init_app(app, limited)
+    return [client.get(API, headers=bearer(member)) for _ in "12"][1]
+
+
 REACHED_BY: dict[str, Callable[[FlaskClient, Factory], Any]] = {
     "AUTH_REQUIRED": lambda client, _: client.get(API),
     "TOKEN_EXPIRED": lambda client, _: client.get(API, headers={"Authorization": f"Bearer {token('m', -1)}"}),
@@ -48,6 +84,20 @@ REACHED_BY: dict[str, Callable[[FlaskClient, Factory], Any]] = {
     "PROFILE_REQUIRED": lambda client, factory: start(client, factory.member(profile=False)),
     "SESSION_ALREADY_ACTIVE": after("SELECT 1", lambda client, member: [start(client, member) for _ in "12"][1]),
     "NO_ACTIVE_SESSION": lambda client, factory: end(client, factory.member()),
+    "MEMBER_NOT_FOUND": after(
+        "SELECT 1", lambda client, member: [start(client, member), decline(client, member, "nobody")][1]
+    ),
+    "PROFILE_EXISTS": lambda client, factory: feature(client.post, "profile", factory.member()),
+    "PROFILE_NOT_FOUND": lambda client, factory: feature(client.patch, "profile", factory.member(profile=False)),
+    "PREFERENCES_EXIST": after(
+        "SELECT 1", lambda client, member: [feature(client.post, "preferences", member) for _ in "12"][1]
+    ),
+    "PREFERENCES_NOT_FOUND": lambda client, factory: feature(client.patch, "preferences", factory.member()),
+    "NO_FILE": lambda client, factory: client.post(PHOTO, headers=bearer(factory.member())),
+    "INVALID_IMAGE": lambda client, factory: upload(client, factory.member(), b"GIF89a"),
+    "FILE_TOO_LARGE": lambda client, factory: upload(client, factory.member(), b"x" * (10 * 2**20 + 1)),
+    "STORAGE_UNAVAILABLE": lambda client, factory: upload_to_nowhere(client, factory.member()),
+    "RATE_LIMITED": lambda client, factory: ask_again_and_again(client, factory.member()),
     "NOT_FOUND": lambda client, _: client.get("/nowhere"),
     "METHOD_NOT_ALLOWED": lambda client, _: client.get(f"{API}/start"),
     "PAYLOAD_TOO_LARGE": lambda client, factory: start(client, factory.member(), more="x" * 70_000),
@@ -191,7 +241,8 @@ TROUBLES = {
     "another type": """ALTER TABLE after_hours_sessions DROP COLUMN latitude CASCADE;
         ALTER TABLE after_hours_sessions ADD COLUMN latitude date""",
     "no column": "ALTER TABLE after_hours_sessions DROP COLUMN fuzzed_latitude CASCADE",
-    "no precision": "ALTER TABLE after_hours_sessions ALTER COLUMN longitude TYPE numeric(3, 3)",
+    "no precision": """DROP TRIGGER after_hours_erase_location ON after_hours_sessions;
+        ALTER TABLE after_hours_sessions ALTER COLUMN longitude TYPE numeric(3, 3)""",
     "no connection": LOSE_THE_CONNECTION,
 }
 

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from flask import Flask
 from sqlalchemy import event
@@ -33,7 +34,9 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     sessions.has_profile: ("m7",),
     sessions.end: ("m7",),
     sessions.extend: ("m7", MINUTES),
-    sessions.end_due: (1000,),
+    sessions.end_due: (1000, timedelta(seconds=10)),
+    sessions.claim_untold: (1000, timedelta(seconds=10)),
+    sessions.mark_told: ([UUID(int=0)],),
     sessions.warn_due: (1000, timedelta(minutes=2)),
     sessions.expiry_seconds: (),
     sessions.needed_seconds: ([1_800_000_000, 1_800_000_001], timedelta(minutes=2)),

@@ -28,7 +28,7 @@ from tests.factories import SECRET, Factory
 
 NODE = (ROOT / "tests/host_schema.sql").read_text()
 HOST = NODE.partition("\n\n")[0]
-HOST_TABLES = ("users", "profiles", "user_subscriptions")
+HOST_TABLES = ("users", "profiles", "user_subscriptions", "blocks")
 OUR_TABLES = (
     "after_hours_profiles",
     "after_hours_preferences",
@@ -159,7 +159,7 @@ def make_from_models(make: Callable[[str], Database]) -> Database:
     for module in pkgutil.walk_packages(afterhours_service.__path__, "afterhours_service."):
         if module.name.endswith(".models"):
             importlib.import_module(module.name)
-    database = make("")
+    database = make("CREATE EXTENSION cube")
     with database.app.app_context():
         db.create_all()
     return database

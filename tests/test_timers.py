@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
 from rq.job import Job
 
-from afterhours_service import timers
+from afterhours_service import log, timers
 from afterhours_service.queue import MAINTENANCE_QUEUE, TIMERS_QUEUE
 from afterhours_service.timers import LEASE_SECONDS, SCHEDULED, Periodic, Scheduler, Timer, arm_timer, disarm_timer
 from tests.factories import scheduled
@@ -31,6 +31,7 @@ HOUR = 3600
 
 @pytest.fixture
 def scheduler(redis: Redis) -> Scheduler:
+    log.configure("WARNING")  # as its process does, where no app is made
     return Scheduler(redis, (MINUTELY, NIGHTLY))
 
 
@@ -78,7 +79,7 @@ def test_a_timer_is_kept_until_it_is_due_and_for_two_minutes_in_its_queue(redis:
     arm(redis)
     assert redis.ttl(Job.key_for("a-timer")) == -1
     scheduler.tick()
-    assert 0 < redis.ttl(Job.key_for("a-timer")) <= 120
+    assert redis.ttl(Job.key_for("a-timer")) in range(1, 121)
 
 
 def test_periodic_jobs_are_registered_once_and_those_by_the_minute_come_at_once(
@@ -152,7 +153,7 @@ def test_a_periodic_job_that_waits_in_its_queue_is_not_put_there_twice(redis: Re
 
 def _spoil(redis: Redis, field: str, value: bytes) -> None:
     arm(redis, "broken")
-    redis.hset(Job.key_for("broken"), field, value)
+    redis.hset(Job.key_for("broken"), mapping={field: value})
 
 
 BROKEN: dict[str, Callable[[Redis], object]] = {
@@ -202,7 +203,7 @@ def test_whatever_a_hash_holds_the_next_job_is_handed_over(
     redis.flushall()
     arm(redis, "broken")
     for field, value in fields.items():
-        redis.hset(Job.key_for("broken"), field, value)
+        redis.hset(Job.key_for("broken"), mapping={field: value})
     arm(redis, "whole", 2)
     scheduler.tick()
     assert "whole" in queued(redis, TIMERS_QUEUE)
@@ -241,7 +242,7 @@ def test_of_two_schedulers_one_is_active_and_holds_on_to_its_lease(
     assert queued(redis, TIMERS_QUEUE) == []
     first.tick()
     assert queued(redis, TIMERS_QUEUE) == ["a-timer"]
-    assert 900 < redis.pttl(Scheduler.scheduler_lock_key) <= LEASE_SECONDS * 1000
+    assert redis.pttl(Scheduler.scheduler_lock_key) in range(901, LEASE_SECONDS * 1000 + 1)
 
 
 def test_the_second_takes_over_at_once_when_the_lease_is_given_back(
@@ -260,13 +261,15 @@ def test_the_second_takes_over_at_once_when_the_lease_is_given_back(
 def test_the_second_takes_over_and_catches_up_when_the_first_died(
     redis: Redis, pair: tuple[Scheduler, Scheduler]
 ) -> None:
-    first, second = pair
-    redis.delete(Queue(MAINTENANCE_QUEUE, connection=redis).key)
-    redis.delete(Scheduler.scheduler_lock_key)  # it lapsed
-    second.tick()
-    assert queued(redis) == ["minutely"]
-    first.tick()  # was only asleep
-    assert redis.get(Scheduler.scheduler_lock_key) == second.name.encode()
+    asleep, awake = pair
+    for _ in range(2):  # and back
+        redis.delete(Queue(MAINTENANCE_QUEUE, connection=redis).key)
+        redis.delete(Scheduler.scheduler_lock_key)  # it lapsed
+        awake.tick()
+        assert queued(redis) == ["minutely"]
+        asleep.tick()
+        assert redis.get(Scheduler.scheduler_lock_key) == awake.name.encode()
+        asleep, awake = awake, asleep
 
 
 def test_the_loop_outlives_every_failed_round_and_then_catches_up(

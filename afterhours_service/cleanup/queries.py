@@ -12,8 +12,17 @@ from afterhours_service.extensions import db
 
 _LOCK_KEY = 0x0AF7E12  # any number that nobody else takes
 
-_OLD_DECLINES = "FROM after_hours_declines WHERE created_at < now() - :retention"
+# The Node service, making a decline anew, lets only last_session_id follow: then that session's start counts, and the
+# first session, with which the decline would go, stays as long.
+_MADE_ANEW = (
+    "SELECT FROM after_hours_sessions AS r"
+    " WHERE r.id = d.last_session_id AND r.id <> d.session_id AND r.started_at >= now() - :retention"
+)
+_OLD_DECLINES = f"FROM after_hours_declines AS d WHERE created_at < now() - :retention AND NOT EXISTS ({_MADE_ANEW})"
 _OLD_SESSIONS = "FROM after_hours_sessions AS s WHERE ended_at IS NOT NULL AND ended_at < now() - :retention"
+_WITHOUT_DECLINES = (
+    f" AND NOT EXISTS (SELECT FROM after_hours_declines AS d WHERE d.session_id = s.id AND EXISTS ({_MADE_ANEW}))"
+)
 # The matches of the Node service, and their messages, would go with the session; they are the host's.
 _WITHOUT_MATCHES = " AND NOT EXISTS (SELECT FROM after_hours_matches AS m WHERE m.session_id = s.id)"
 _ORPHANED_FINGERPRINTS = "FROM device_fingerprints WHERE session_id IS NULL"
@@ -42,7 +51,7 @@ def delete_old_declines(batch: int, retention: timedelta) -> int:
 
 def delete_old_sessions(batch: int, retention: timedelta) -> int:
     """Delete up to `batch` sessions that ended longer ago than the retention, and return how many."""
-    return _delete("after_hours_sessions", _OLD_SESSIONS + _but_for_matches(), batch, retention=retention)
+    return _delete("after_hours_sessions", _OLD_SESSIONS + _but_for_what_needs_them(), batch, retention=retention)
 
 
 def delete_orphaned_fingerprints(batch: int, retention: timedelta) -> int:  # noqa: ARG001 - one shape for all steps
@@ -62,7 +71,7 @@ def delete_orphaned_preferences(batch: int, retention: timedelta) -> int:  # noq
 
 def count(retention: timedelta) -> dict[str, int]:
     """Return how many rows each step of a run would work off now."""
-    old_sessions = _OLD_SESSIONS_BEFORE + _but_for_matches()
+    old_sessions = _OLD_SESSIONS_BEFORE + _but_for_what_needs_them()
     orphaned_soon = f"FROM device_fingerprints WHERE session_id IN (SELECT s.id {old_sessions})"
     steps = {
         "overdue_sessions": _OVERDUE,
@@ -78,9 +87,9 @@ def count(retention: timedelta) -> dict[str, int]:
     }
 
 
-def _but_for_matches() -> str:
+def _but_for_what_needs_them() -> str:
     has_matches = db.session.execute(text("SELECT to_regclass('after_hours_matches') IS NOT NULL")).scalar_one()
-    return _WITHOUT_MATCHES if has_matches else ""
+    return _WITHOUT_DECLINES + (_WITHOUT_MATCHES if has_matches else "")
 
 
 def _delete(table: str, rows: str, batch: int, **parameters: Any) -> int:

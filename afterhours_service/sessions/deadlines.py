@@ -30,6 +30,11 @@ def arm(trip: Pipeline, expires_at: datetime) -> None:
         arm_timer(trip, _timer(second))
 
 
+def arm_look(trip: Pipeline, now: datetime) -> None:
+    """Arm a look, within a second, at what is due and what is yet to be told."""
+    arm_timer(trip, _timer(rules.expiry_second(now)))
+
+
 def disarm(trip: Pipeline, expires_at: datetime) -> None:
     """Cancel the timers of an expiry that no longer stands; `restore` must follow the trip."""
     for second in _seconds(expires_at):
@@ -70,11 +75,12 @@ def reconcile() -> int:
 def arm_again_if_early(second: int) -> None:
     """Arm a second try when the timer of `second` came before the database's clock did.
 
-    Under another id: the end of the job that is running deletes the hash of its own.
+    It came by the scheduler's clock, and so does the second try: as much later as the first was early. Under another
+    id: the end of the job that is running deletes the hash of its own.
     """
     early = math.ceil(second - queries.now().timestamp())
     if early > 0:
-        at = math.ceil(datetime.now().astimezone().timestamp()) + early
+        at = second + early
         with after_commit() as trip:
             arm_timer(trip, Timer(f"{PREFIX}{second}-at-{at}", at, _FUNCTION, (second,)))
 

@@ -5,10 +5,25 @@ from datetime import datetime
 from decimal import Decimal
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, Numeric, String, func, text
+from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import UserDefinedType
 
 from afterhours_service.extensions import Base
 from afterhours_service.host import Timestamp, User
+
+
+class Cube(UserDefinedType[str]):
+    """A box or a point of several dimensions, in PostgreSQL's notation."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        """Return the type's name."""
+        return "cube"
+
+
+ischema_names["cube"] = Cube  # so that a migration's check knows it
 
 LATITUDE = Numeric(10, 8)
 LONGITUDE = Numeric(11, 8)
@@ -31,8 +46,15 @@ class AfterHoursSession(Base):
             "idx_after_hours_sessions_active_user", "user_id", unique=True, postgresql_where=text("ended_at IS NULL")
         ),
         Index("idx_after_hours_sessions_user", "user_id"),
+        Index(
+            "idx_after_hours_sessions_discovery",
+            "discovery_key",
+            postgresql_using="gist",
+            postgresql_where=text("ended_at IS NULL"),
+        ),
         Index("idx_after_hours_sessions_expires", "expires_at", postgresql_where=text("ended_at IS NULL")),
         Index("idx_after_hours_sessions_ended", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+        Index("idx_after_hours_sessions_announce", "announce_at", postgresql_where=text("announce_at IS NOT NULL")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -42,12 +64,17 @@ class AfterHoursSession(Base):
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
     # The moment of the warning for the present expires_at; an extension clears it.
     warned_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # When to publish the expiry again; null before it, and once it is published.
+    announce_at: Mapped[datetime | None] = mapped_column(Timestamp)
     # Exact, and null from the end of the session on: a trigger of the database erases them.
     latitude: Mapped[Decimal | None] = mapped_column(LATITUDE)
     longitude: Mapped[Decimal | None] = mapped_column(LONGITUDE)
     fuzzed_latitude: Mapped[Decimal] = mapped_column(LATITUDE)
     fuzzed_longitude: Mapped[Decimal] = mapped_column(LONGITUDE)
     created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+    # Who can be found here, and whom they would like; triggers keep both, discovery reads them.
+    discovery_key: Mapped[str | None] = mapped_column(Cube)
+    discovery_wish: Mapped[str | None] = mapped_column(Cube)
 
     def __repr__(self) -> str:
         return f"<AfterHoursSession {self.id}>"  # and never where

@@ -56,7 +56,7 @@ _PREPARE_START = text("""
 # The count lets the insert wait for the update.
 _START_PARTS = f"""
     WITH ran_out AS (
-        UPDATE after_hours_sessions SET ended_at = expires_at
+        UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = clock_timestamp()
         WHERE user_id = :member_id AND ended_at IS NULL AND expires_at <= clock_timestamp()
         RETURNING {_COLUMNS}
     ), started AS (
@@ -98,7 +98,7 @@ _EXTEND = text(f"""
 # SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
 # NO KEY: who only refers to it, by a decline, is in nobody's way.
 _END_DUE = text(f"""
-    UPDATE after_hours_sessions SET ended_at = expires_at
+    UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = statement_timestamp() + :lease
     WHERE id = ANY (ARRAY(
         SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= statement_timestamp()
         ORDER BY expires_at LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
@@ -116,6 +116,17 @@ _WARN_DUE = text(f"""
     ))
     RETURNING {_COLUMNS}
 """)
+
+_CLAIM_UNTOLD = text(f"""
+    UPDATE after_hours_sessions SET announce_at = statement_timestamp() + :lease
+    WHERE id = ANY (ARRAY(
+        SELECT id FROM after_hours_sessions WHERE announce_at <= statement_timestamp()
+        ORDER BY announce_at LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
+    ))
+    RETURNING {_COLUMNS}
+""")
+
+_MARK_TOLD = text("UPDATE after_hours_sessions SET announce_at = NULL WHERE id = ANY (:ids)")
 
 _EXPIRY_SECONDS = text("""
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
@@ -157,12 +168,17 @@ def prepare_start(member_id: str) -> tuple[int, list[Point]]:
 
 
 def start(
-    member_id: str, length: timedelta, exact: Point, blurred: Point, mask: int, device: Mapping[str, str | None] | None
+    member_id: str,
+    length: timedelta,
+    exact: Point,
+    blurred: Point,
+    mask: int,
+    device: Mapping[str, str | None] | None,
 ) -> tuple[Session | None, Session | None]:
     """Start a session and store its device.
 
-    Returns the member's session that had run out, and the new one: None when the member has no profile, or a session
-    already. Raises IntegrityError when the member is gone.
+    Returns the member's session that had run out, which is yet to be told of, and the new one: None when the member has
+    no profile, or a session already. Raises IntegrityError when the member is gone.
     """
     device = device or {}
     rows = _all(
@@ -197,9 +213,22 @@ def extend(member_id: str, length: timedelta) -> Session | None:
     return _one(_EXTEND, member_id=member_id, length=length)
 
 
-def end_due(batch: int) -> list[Session]:
-    """End up to `batch` sessions that have run out, at their expiry."""
-    return _all(_END_DUE, batch=batch)
+def end_due(batch: int, lease: timedelta) -> list[Session]:
+    """End up to `batch` sessions that have run out, at their expiry.
+
+    lease: how long the caller has to tell of them.
+    """
+    return _all(_END_DUE, batch=batch, lease=lease)
+
+
+def claim_untold(batch: int, lease: timedelta) -> list[Session]:
+    """Return up to `batch` sessions that ran out and whom nobody told of within the lease; it is the caller's now."""
+    return _all(_CLAIM_UNTOLD, batch=batch, lease=lease)
+
+
+def mark_told(ids: Iterable[uuid.UUID]) -> None:
+    """Note that the expiry of these sessions was published."""
+    db.session.execute(_MARK_TOLD, {"ids": list(ids)})
 
 
 def warn_due(batch: int, lead: timedelta) -> list[Session]:

@@ -1,16 +1,17 @@
 """The use cases of a session. Each commits once; timers and events follow the commit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import NamedTuple
 
 from psycopg2.errors import ForeignKeyViolation
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from afterhours_service import errors, events
 from afterhours_service.extensions import current_settings, db
 from afterhours_service.location import Point, blur
 from afterhours_service.log import get_logger
-from afterhours_service.queue import after_commit
+from afterhours_service.queue import after_commit, current_redis, send
 from afterhours_service.sessions import deadlines, queries, rules
 from afterhours_service.sessions.queries import Session
 from afterhours_service.sessions.schemas import ActiveSchema
@@ -20,6 +21,7 @@ logger = get_logger(__name__)
 Device = Mapping[str, str | None]
 
 BATCH = 1000  # sessions a transaction ends or warns
+LEASE = timedelta(seconds=10)  # who ended a session and hasn't told of it by then is taken for dead
 TRIES = 5
 
 
@@ -71,7 +73,7 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
     db.session.commit()
     with after_commit() as trip:
         if ran_out:
-            events.publish(trip, "session_expired", member_id, sessionId=str(ran_out.id), reason="timeout")
+            deadlines.arm_look(trip, ran_out.now)  # a worker tells of it
         deadlines.arm(trip, started.expires_at)
         events.publish(
             trip,
@@ -130,6 +132,7 @@ def end(member_id: str, reason: str = "user") -> Session:
 
 def do_what_is_due() -> Overdue:
     """End every session that has run out, warn every one that is about to; any number of workers may do so at once."""
+    _tell_again()
     return Overdue(ended=_end_due(), warned=_warn_due())
 
 
@@ -149,14 +152,38 @@ def list_active(limit: int) -> list[Session]:
 def _end_due() -> int:
     total = 0
     while True:
-        ended = queries.end_due(BATCH)
+        ended = queries.end_due(BATCH, LEASE)
         db.session.commit()
-        with after_commit() as trip:
-            for session in ended:
-                events.publish(trip, "session_expired", session.user_id, sessionId=str(session.id), reason="timeout")
+        _tell(ended)
         total += len(ended)
         if len(ended) < BATCH:
             return total
+
+
+def _tell(ended: Sequence[Session]) -> bool:
+    """Publish the expiry of sessions, then note that it was; what fails is told again when the lease is over."""
+    trip = current_redis().pipeline()
+    for session in ended:
+        events.publish(trip, "session_expired", session.user_id, sessionId=str(session.id), reason="timeout")
+    if not ended or not send(trip):
+        return False
+    try:
+        queries.mark_told(session.id for session in ended)
+        db.session.commit()
+    except SQLAlchemyError as error:
+        db.session.rollback()
+        logger.warning("expiries will be told twice", error=type(error).__name__)
+        return False
+    return True
+
+
+def _tell_again() -> None:
+    """Publish the expiries that nobody has, because a worker died or Redis was away after the commit."""
+    while True:
+        untold = queries.claim_untold(BATCH, LEASE)
+        db.session.commit()
+        if not _tell(untold) or len(untold) < BATCH:
+            return
 
 
 def _warn_due() -> int:

@@ -59,6 +59,7 @@ def _cleanup(app: Flask, member: str) -> None:
 def _start(app: Flask, member: str) -> None:
     response = app.test_client().post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(member))
     assert response.status_code == 201
+    do_what_is_due(app)  # the timer that the start has armed tells of it
 
 
 @pytest.mark.parametrize("late_seconds", [0, 90, 3 * 86400])

@@ -1,0 +1,247 @@
+"""Every statement about who is near, and about declines. None commits.
+
+A member's session carries two cubes, which triggers keep: `discovery_key` says where, who and how old, and stands in
+the index; `discovery_wish` says whom they would like, and how far away. docs/discovery.md tells the whole.
+"""
+
+import uuid
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import text
+
+from afterhours_service.discovery import rules
+from afterhours_service.extensions import db
+from afterhours_service.location import Point
+
+
+class Asker(NamedTuple):
+    """The member who looks around: their session, and what fits them, as cubes in PostgreSQL's notation."""
+
+    session_id: uuid.UUID
+    user_id: str
+    blurred: Point
+    max_distance_km: int
+    now: datetime  # the database's
+    me: str  # (gender, age)
+    wish: str  # (gender, age, metres): whom I would like
+    near: str  # the keys at distance 0 from me
+    within: str  # the keys of those who may fit
+    stale: bool  # the key of my session is behind my profile
+
+
+class Candidate(NamedTuple):
+    """A member who is near and fits, as they show themselves."""
+
+    session_id: uuid.UUID
+    user_id: str
+    name: str | None
+    age: int | None
+    description: str | None
+    photo_key: str | None
+    expires_at: datetime
+    blurred: Point
+    metres: float  # the chord; it orders, and is never shown
+
+
+class Position(NamedTuple):
+    """A place in the order of candidates: whoever comes after it, and was live at `as_of`."""
+
+    as_of: datetime
+    metres: float
+    session_id: uuid.UUID
+
+
+_ASKER = text("""
+    WITH mine AS MATERIALIZED (
+        SELECT s.*, statement_timestamp() AS now, coalesce(w.max_distance_km, 10) AS max_distance_km,
+            after_hours_self(p.gender, p.age) AS me,
+            after_hours_wish(w.seeking_gender, w.min_age, w.max_age, w.max_distance_km) AS wish,
+            after_hours_key(s.id, s.fuzzed_latitude, s.fuzzed_longitude, p.gender, p.age, w.seeking_gender) AS key
+        FROM after_hours_sessions AS s
+        LEFT JOIN profiles AS p ON p.user_id = s.user_id
+        LEFT JOIN after_hours_preferences AS w ON w.user_id = s.user_id
+        WHERE s.user_id = :member_id AND s.ended_at IS NULL AND s.expires_at > statement_timestamp()
+    ), bounds AS MATERIALIZED (
+        SELECT *, cube_ll_coord(key, 1) AS x, cube_ll_coord(key, 2) AS y, cube_ll_coord(key, 3) AS z,
+            cube_ur_coord(wish, 3) AS metres,
+            -- Who seeks me, and whom I seek, as one interval: too wide for some, which the wish makes good.
+            4 * cube_ll_coord(wish, 1) + (ARRAY[2, 1, 2, 0])[1 + cube_ll_coord(me, 1)::integer] AS first,
+            4 * cube_ur_coord(wish, 1) + (ARRAY[2, 2, 3, 2])[1 + cube_ll_coord(me, 1)::integer] + 0.99999 AS last,
+            cube_ll_coord(wish, 2) AS youngest, cube_ur_coord(wish, 2) + 0.99999 AS oldest
+        FROM mine
+    )
+    SELECT id, user_id, fuzzed_latitude, fuzzed_longitude, max_distance_km, now, CAST(me AS text), CAST(wish AS text),
+        CAST(cube(ARRAY[x, y, z, first, youngest], ARRAY[x, y, z, last, oldest]) AS text),
+        CAST(cube(ARRAY[x - metres, y - metres, z - metres, first, youngest],
+                  ARRAY[x + metres, y + metres, z + metres, last, oldest]) AS text),
+        (discovery_key, discovery_wish) IS DISTINCT FROM (key, wish)
+    FROM bounds
+""")
+
+_RENEW_KEY = text("""
+    UPDATE after_hours_sessions SET discovery_key = NULL WHERE user_id = :member_id AND ended_at IS NULL
+""")
+
+# `d` hides while its decliner has started at most two sessions after the one it was (last) made in.
+_IN_FORCE = """
+    (SELECT count(*) FROM after_hours_sessions AS later
+     JOIN after_hours_sessions AS made ON made.id = coalesce(d.last_session_id, d.session_id)
+     WHERE later.user_id = d.user_id AND later.started_at > made.started_at) <= :memory
+"""
+
+# The scan stands in a subquery of its own, whose order the joins around it keep: they are asked about those who fit,
+# the nearest first, and only until the page is full.
+_FITTING = f"""
+    FROM (
+        SELECT id, user_id, expires_at, fuzzed_latitude, fuzzed_longitude,
+            discovery_key <-> CAST(:near AS cube) AS metres
+        FROM after_hours_sessions
+        WHERE ended_at IS NULL
+            AND discovery_key <@ CAST(:within AS cube)
+            AND discovery_wish @> CAST(:me AS cube)
+            AND discovery_key <-> CAST(:near AS cube)
+                <= least(cube_ur_coord(CAST(:wish AS cube), 3), cube_ur_coord(discovery_wish, 3))
+            AND discovery_key <-> CAST(:near AS cube) >= :metres
+            AND expires_at >= statement_timestamp() + :lead
+            AND started_at <= :as_of
+            AND user_id <> :member_id
+            %s
+    ) AS s
+    JOIN users AS u ON u.id = s.user_id AND u.id_verified AND u.after_hours_consent
+    LEFT JOIN profiles AS p ON p.user_id = s.user_id
+    LEFT JOIN after_hours_profiles AS a ON a.user_id = s.user_id
+    WHERE (s.metres, s.id) > (:metres, :after_id)
+        AND after_hours_self(p.gender, p.age) <@ CAST(:wish AS cube)
+        AND EXISTS (
+            SELECT FROM user_subscriptions AS b
+            WHERE b.user_id = s.user_id AND b.is_active AND (b.expires_at IS NULL OR b.expires_at > now()))
+        -- Asked as values, not joined: one look-up of the pair each, however many have blocked or declined me.
+        AND (SELECT true FROM blocks WHERE user_id = :member_id AND blocked_user_id = s.user_id) IS NULL
+        AND (SELECT true FROM blocks WHERE user_id = s.user_id AND blocked_user_id = :member_id) IS NULL
+        AND (SELECT true FROM after_hours_declines AS d
+             WHERE d.user_id = :member_id AND d.declined_user_id = s.user_id AND {_IN_FORCE}) IS NULL
+        AND (SELECT true FROM after_hours_declines AS d
+             WHERE d.user_id = s.user_id AND d.declined_user_id = :member_id AND {_IN_FORCE}) IS NULL
+"""
+
+_NEAREST_FIRST = "ORDER BY discovery_key <-> CAST(:near AS cube)"
+
+# The planner cannot tell how many keys a box holds: let it take them in the index's order, not collect and sort them;
+# and let it take the joins as they stand, which need no thought.
+_AS_WRITTEN = """
+    SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off;
+    SET LOCAL join_collapse_limit = 1;
+"""
+
+_PAGE = text(f"""
+    {_AS_WRITTEN}
+    SELECT s.id, s.user_id, p.name, p.age, a.description, a.photo_url, s.expires_at,
+        s.fuzzed_latitude, s.fuzzed_longitude, s.metres
+    {_FITTING % _NEAREST_FIRST}
+    ORDER BY s.metres, s.id
+    LIMIT :limit
+""")
+
+_COUNT = text(f"""
+    {_AS_WRITTEN}
+    SELECT count(*) FROM (SELECT {_FITTING % _NEAREST_FIRST} LIMIT :limit) AS fitting
+""")
+
+_IS_SEEN = text(f"SELECT EXISTS (SELECT {_FITTING % 'AND user_id = :other_id'})")
+
+_HAS_DECLINED = text(f"""
+    SELECT EXISTS (
+        SELECT FROM after_hours_declines AS d
+        WHERE d.user_id = :member_id AND d.declined_user_id = :other_id AND {_IN_FORCE})
+""")
+
+# A decline that is made anew, its memory over, begins anew: also for the nightly cleanup, which looks at created_at and
+# would delete it with the session it hangs on.
+_DECLINE = text("""
+    INSERT INTO after_hours_declines AS d (session_id, user_id, declined_user_id, last_session_id)
+    VALUES (:session_id, :member_id, :other_id, :session_id)
+    ON CONFLICT (user_id, declined_user_id) DO UPDATE
+    SET session_id = EXCLUDED.session_id, last_session_id = EXCLUDED.session_id, created_at = EXCLUDED.created_at,
+        decline_count = coalesce(d.decline_count, 1) + 1
+    WHERE coalesce(d.last_session_id, d.session_id) <> EXCLUDED.session_id
+""")
+
+_TAKE_BACK = text("DELETE FROM after_hours_declines WHERE user_id = :member_id AND declined_user_id = :other_id")
+
+_NOBODY = uuid.UUID(int=0)
+
+
+def asker(member_id: str) -> Asker | None:
+    """Return the member as they look around; None when no session of theirs is active."""
+    row = db.session.execute(_ASKER, {"member_id": member_id}).one_or_none()
+    if row is None:
+        return None
+    session_id, user_id, latitude, longitude, *rest = row
+    return Asker(session_id, user_id, Point(float(latitude), float(longitude)), *rest)
+
+
+def renew_key(member_id: str) -> None:
+    """Let the key of the member's live session follow their profile."""
+    db.session.execute(_RENEW_KEY, {"member_id": member_id})
+
+
+def page(me: Asker, limit: int, lead: timedelta, after: Position | None = None) -> list[Candidate]:
+    """Return up to `limit` members who fit, the nearest first, and have at least `lead` left."""
+    rows = db.session.execute(_PAGE, _parameters(me, limit, lead, after))
+    return [
+        Candidate._make((*about, Point(float(latitude), float(longitude)), metres))
+        for *about, latitude, longitude, metres in rows
+    ]
+
+
+def count(me: Asker, limit: int, lead: timedelta) -> int:
+    """Return how many members fit and have at least `lead` left; counted up to `limit`."""
+    counted: int = db.session.execute(_COUNT, _parameters(me, limit, lead, None)).scalar_one()
+    return counted
+
+
+def is_seen(me: Asker, other_id: str, lead: timedelta) -> bool:
+    """Tell whether a member is among those that `page` would return."""
+    seen: bool = db.session.execute(_IS_SEEN, _parameters(me, 1, lead, None) | {"other_id": other_id}).scalar_one()
+    return seen
+
+
+def has_declined(me: Asker, other_id: str) -> bool:
+    """Tell whether a decline of mine hides the other member now."""
+    return bool(db.session.execute(_HAS_DECLINED, _pair(me, other_id)).scalar_one())
+
+
+def decline(me: Asker, other_id: str) -> None:
+    """Hide the two from each other from now on. Raises IntegrityError when one of them is gone."""
+    db.session.execute(_DECLINE, _pair(me, other_id))
+
+
+def take_back(me: Asker, other_id: str) -> None:
+    """Forget my decline of the other member, if there is one."""
+    db.session.execute(_TAKE_BACK, _pair(me, other_id))
+
+
+def _pair(me: Asker, other_id: str) -> dict[str, Any]:
+    return {
+        "member_id": me.user_id,
+        "other_id": other_id,
+        "session_id": me.session_id,
+        "memory": rules.MEMORY_SESSIONS,
+    }
+
+
+def _parameters(me: Asker, limit: int, lead: timedelta, after: Position | None) -> dict[str, Any]:
+    return {
+        "member_id": me.user_id,
+        "me": me.me,
+        "wish": me.wish,
+        "near": me.near,
+        "within": me.within,
+        "limit": limit,
+        "lead": lead,
+        "memory": rules.MEMORY_SESSIONS,
+        "as_of": after.as_of if after else me.now,
+        "metres": after.metres if after else 0.0,
+        "after_id": after.session_id if after else _NOBODY,
+    }

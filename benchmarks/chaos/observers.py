@@ -1,0 +1,141 @@
+"""Who looks on: the subscriber hears events, as the host's chat service does; the probe looks at the timers."""
+
+import contextlib
+import json
+import threading
+import time
+from typing import Any, NamedTuple, cast
+
+import psycopg2
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from benchmarks.chaos.history import History
+from benchmarks.chaos.stack import Stack
+
+CHANNEL = "after_hours:events"
+SCHEDULED = "rq:scheduler:scheduled_jobs"
+PROBE_SECONDS = 0.5
+GRACE_SECONDS = 2.0  # what is so late is late
+WARNING_SECONDS = 2
+
+_EXPIRIES = """
+    SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint, extract(epoch FROM clock_timestamp())::float
+    FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > clock_timestamp() + interval '1 second'
+"""
+_OVERDUE = """
+    SELECT count(*) FROM after_hours_sessions
+    WHERE ended_at IS NULL AND expires_at <= clock_timestamp() - %(grace)s * interval '1 second'
+"""
+_TOLD = """
+    SELECT id::text FROM after_hours_sessions
+    WHERE ended_at = expires_at AND expires_at BETWEEN to_timestamp(%(since)s) AND to_timestamp(%(until)s)
+"""
+
+
+class Observer:
+    """A thread that looks again and again until it is stopped."""
+
+    def __init__(self, stack: Stack, history: History) -> None:
+        self._stack, self._history = stack, history
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Subscriber(Observer):
+    """Hears every event; comes back at once when Redis does."""
+
+    def __init__(self, stack: Stack, history: History) -> None:
+        super().__init__(stack, history)
+        self.heard: set[str] = set()  # sessions whose expiry was told
+        self.connected_since = 0.0
+
+    def _run(self) -> None:
+        client = Redis.from_url(self._stack.redis_url, retry=Retry(NoBackoff(), 0))
+        while not self._stopping.is_set():
+            try:
+                with client.pubsub() as subscription:  # type: ignore[no-untyped-call]
+                    subscription.subscribe(CHANNEL)
+                    while not self._stopping.is_set():
+                        if message := subscription.get_message(timeout=0.2):
+                            self._hear(message)
+            except RedisError:
+                if self.connected_since:
+                    self._history.mark("subscriber", connected=False)
+                self.connected_since = 0.0
+                time.sleep(0.005)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if message["type"] == "subscribe":
+            self.connected_since = self._history.mark("subscriber", connected=True)
+            return
+        event = json.loads(message["data"])
+        self._history.mark("event", type=event["type"], member=event["targetUserId"], payload=event["payload"])
+        if event["type"] == "after_hours:session_expired":
+            self.heard.add(event["payload"]["sessionId"])
+
+
+class Look(NamedTuple):
+    """What the probe saw."""
+
+    at: float
+    missing: list[int]  # whole seconds that lack a timer
+    overdue: int  # sessions that ran out, and that nobody ended
+    untold: int  # sessions that ran out, and whose event was not heard
+
+
+class Probe(Observer):
+    """Compares the sessions in the database with the timers in Redis, and with the events heard."""
+
+    def __init__(self, stack: Stack, history: History, subscriber: Subscriber) -> None:
+        super().__init__(stack, history)
+        self._subscriber = subscriber
+        self.last: Look | None = None
+
+    def _run(self) -> None:
+        while not self._stopping.wait(PROBE_SECONDS):
+            try:
+                self.last = self.look()
+            except (psycopg2.Error, RedisError):
+                self.last = None
+            else:
+                self._history.write("probe", at=self.last.at, missing=self.last.missing)
+
+    def look(self) -> Look:
+        """Look once. Raises psycopg2.Error or RedisError."""
+        at = time.time()
+        with contextlib.closing(self._stack.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(_OVERDUE, {"grace": GRACE_SECONDS})
+            [(overdue,)] = cursor.fetchall()
+            cursor.execute(_TOLD, {"since": self._subscriber.connected_since, "until": at - GRACE_SECONDS})
+            untold = {session for (session,) in cursor} - self._subscriber.heard
+            cursor.execute(_EXPIRIES)
+            expiries = cursor.fetchall()
+        needed = {second for second, _ in expiries}
+        needed |= {second - WARNING_SECONDS for second, now in expiries if second - WARNING_SECONDS > now + 1}
+        return Look(at, sorted(needed - self._armed()), overdue, len(untold))
+
+    def _armed(self) -> set[int]:
+        """Return the seconds that have a timer, and a job for it."""
+        with self._stack.redis() as redis:
+            scheduled = cast("list[bytes]", redis.zrange(SCHEDULED, 0, -1))
+            ids = [raw.decode() for raw in scheduled if raw.startswith(b"session-timer-")]
+            pipeline = redis.pipeline(transaction=False)
+            for timer_id in ids:
+                pipeline.exists(f"rq:job:{timer_id}")
+            seconds = [timer_id.split("-")[2] for timer_id, there in zip(ids, pipeline.execute(), strict=True) if there]
+            return {int(second) for second in seconds if second.isdigit()}

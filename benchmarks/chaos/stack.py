@@ -1,0 +1,240 @@
+"""Real processes: PostgreSQL, Valkey, gunicorn, two workers, two schedulers; supervised, as by systemd."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
+
+import jwt
+import psycopg2
+from redis import Redis
+
+from benchmarks.chaos.load import UnixConnection
+from dev.embedded import guarded, home, postgres, release, valkey
+
+ROOT = Path(__file__).parent.parent.parent
+CLOCK = Path(__file__).parent / "clock"
+RESTART_SECONDS = 1.0
+START_SECONDS = 30.0
+TOKEN_SECONDS = 3600
+LEASE = "rq:scheduler_lock"
+T = TypeVar("T")
+
+_MEMBERS = """
+    INSERT INTO users (id, provider, id_verified, after_hours_consent)
+        SELECT 'member-' || n, 'chaos', true, true FROM generate_series(1, %(count)s) AS n;
+    INSERT INTO user_subscriptions (user_id, is_active) SELECT id, true FROM users;
+    INSERT INTO after_hours_profiles (user_id) SELECT id FROM users;
+    ANALYZE;
+    SELECT id FROM users
+"""
+
+
+class Server(Generic[T]):
+    """A server that can be stopped and started again; `value` is what it yields, such as its URL."""
+
+    def __init__(self, run: Callable[[], AbstractContextManager[T]]) -> None:
+        self._run = run
+        self._running = ExitStack()
+        self.value: T
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        self.value = self._running.enter_context(self._run())
+
+    def stop(self) -> None:
+        """Stop, unless it is."""
+        self._running.close()
+
+
+class Process:
+    """One of the service's processes, with a log of its own."""
+
+    def __init__(self, name: str, command: list[str], folder: Path) -> None:
+        self.name, self._command = name, command
+        self.log = folder / f"{name}.log"
+        self._popen: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._popen.pid
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it has ended."""
+        return self._popen.poll() is not None
+
+    def start(self, environment: Mapping[str, str]) -> None:
+        """Start it."""
+        with self.log.open("ab") as log:
+            command = [sys.executable, *self._command]
+            self._popen = guarded(command, signal.SIGTERM, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._popen.kill()
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._popen.terminate()
+
+    def wait(self) -> None:
+        """Wait for its end, and enforce that in the end."""
+        try:
+            self._popen.wait(20)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        release(self._popen)
+
+
+class Stack:
+    """Everything that runs, and the handles by which it is broken."""
+
+    def __init__(self, folder: Path, members: int) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self.folder = folder
+        self._stopping = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise)
+        self._everything = ExitStack()
+        place = self._everything.enter_context(home(folder))
+        self.redis_folder = place.path / "valkey"
+        self.postgres = Server(lambda: postgres(place))
+        self._everything.callback(self.postgres.stop)
+        self.valkey = Server(lambda: valkey(place))
+        self._everything.callback(self.valkey.stop)
+        self.database_url, self.redis_url = self.postgres.value, self.valkey.value[0]
+        self.postgres_folder = place.path / "pg"
+        self.path = folder / "api.sock"
+        self._clock = folder / "clock"
+        self.shift_clock(0)
+        secret = secrets.token_urlsafe(48)
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "DATABASE_URL": self.database_url,
+            "REDIS_URL": self.redis_url,
+            "JWT_SECRET": secret,
+            "LOCATION_SECRET": secrets.token_urlsafe(48),
+            "AFTER_HOURS_MINUTE_SECONDS": "1",
+            "RATELIMIT_ENABLED": "false",
+            "PYTHONPATH": str(CLOCK),
+            "CHAOS_CLOCK": str(self._clock),
+        }
+        gunicorn = ["-m", "gunicorn", "--bind", f"unix:{self.path}", "--workers", "2", "--log-level", "warning"]
+        commands = {
+            "api": [*gunicorn, "afterhours_service:create_app()"],
+            "worker-1": ["worker.py"],
+            "worker-2": ["worker.py"],
+            "scheduler-1": ["scheduler.py"],
+            "scheduler-2": ["scheduler.py"],
+        }
+        self.processes = {name: Process(name, command, folder) for name, command in commands.items()}
+        self._migrate()
+        self.tokens = {
+            member: jwt.encode({"userId": member, "exp": int(time.time()) + TOKEN_SECONDS}, secret)
+            for (member,) in self.query(_MEMBERS, count=members)
+        }
+
+    def __enter__(self) -> Self:
+        for process in self.processes.values():
+            process.start(self._environment_of(process))
+        self._supervisor.start()
+        self._everything.callback(self._stop)
+        self.wait_until_ready()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._everything.close()
+
+    def connect(self) -> Any:
+        """Return a new connection to the database; it commits by itself."""
+        connection = psycopg2.connect(self.database_url)
+        connection.autocommit = True
+        return connection
+
+    def query(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Run a statement on a connection of its own, and return its rows."""
+        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    @contextlib.contextmanager
+    def redis(self) -> Iterator[Redis]:
+        """Yield a client of Redis."""
+        with Redis.from_url(self.redis_url, socket_timeout=5) as client:
+            yield client
+
+    def kill(self, kind: str) -> None:
+        """Kill all processes of a kind: `api` (with gunicorn's arbiter), `worker` or `scheduler`."""
+        for process in self.processes.values():
+            if process.name.startswith(kind):
+                process.kill()
+
+    def kill_api_worker(self) -> None:
+        """Kill one of gunicorn's two workers."""
+        children = subprocess.check_output(["pgrep", "-P", str(self.processes["api"].pid)], text=True)
+        os.kill(int(children.split()[0]), signal.SIGKILL)
+
+    def active_scheduler(self) -> Process:
+        """Return the scheduler that holds the lease."""
+        with self.redis() as redis:
+            lease = redis.get(LEASE)
+        name = lease.decode() if isinstance(lease, bytes) else "nobody"
+        for process in self.processes.values():
+            if process.name.startswith("scheduler") and f'"name": "{name}"' in process.log.read_text():
+                return process
+        raise LookupError(f"no scheduler has the lease: {name}")
+
+    def shift_clock(self, seconds: float) -> None:
+        """Let the clock of the service's processes jump: so much ahead of the real time; negative: behind."""
+        self._clock.write_text(str(seconds))
+
+    def wait_until_ready(self) -> None:
+        """Wait until the API says that it can serve. Raises SystemExit after START_SECONDS."""
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError, ValueError), contextlib.closing(UnixConnection(self.path)) as connection:
+                connection.request("GET", "/readyz")
+                if json.loads(connection.getresponse().read())["success"]:
+                    return
+            time.sleep(0.1)
+        raise SystemExit(f"the API did not start, see {self.processes['api'].log}")
+
+    def _environment_of(self, process: Process) -> dict[str, str]:
+        return {**self._environment, "LOG_LEVEL": "WARNING" if process.name == "api" else "INFO"}
+
+    def _migrate(self) -> None:
+        with (self.folder / "migrate.log").open("wb") as log:
+            command = [sys.executable, "-m", "flask", "--app", "afterhours_service", "db", "upgrade"]
+            subprocess.run(command, check=True, cwd=ROOT, env=self._environment, stdout=log, stderr=log)
+
+    def _supervise(self) -> None:
+        """Start again, after a moment, what has ended."""
+        died: dict[str, float] = {}
+        while not self._stopping.wait(0.1):
+            for process in self.processes.values():
+                if not process.is_dead:
+                    died.pop(process.name, None)
+                elif time.monotonic() - died.setdefault(process.name, time.monotonic()) >= RESTART_SECONDS:
+                    process.wait()
+                    process.start(self._environment_of(process))
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._supervisor.join()
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait()

@@ -1,0 +1,111 @@
+"""Every expiry is told at least once, and without a crash just once."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from redis import Redis
+
+from afterhours_service import create_app
+from afterhours_service.config import Settings
+from afterhours_service.extensions import db
+from afterhours_service.sessions import queries, service
+from tests.conftest import make_settings
+from tests.factories import Factory, scheduled
+from tests.sessions.test_life import start
+
+Events = Callable[[], list[dict[str, Any]]]
+
+
+def expired(events: Events) -> list[str]:
+    """Return the sessions whose expiry was told since the last look."""
+    return [event["payload"]["sessionId"] for event in events() if event["type"] == "after_hours:session_expired"]
+
+
+def lease_is_over(factory: Factory) -> None:
+    """Let the time pass that a worker has to tell of what it ended."""
+    factory.execute("UPDATE after_hours_sessions SET announce_at = announce_at - interval '11 seconds'")
+
+
+def test_an_expiry_is_told_once(app: Flask, factory: Factory, events: Events) -> None:
+    session = factory.session(factory.member(), left=-1)
+    with app.app_context():
+        service.do_what_is_due()
+        lease_is_over(factory)
+        service.do_what_is_due()
+    assert expired(events) == [session]
+
+
+def test_an_expiry_is_told_by_another_when_the_worker_died_after_its_commit(
+    app: Flask, factory: Factory, events: Events
+) -> None:
+    session = factory.session(factory.member(), left=-1)
+    with app.app_context():
+        queries.end_due(10, service.LEASE)
+        db.session.commit()
+        service.do_what_is_due()
+        assert expired(events) == []  # it may still be at it
+        lease_is_over(factory)
+        service.do_what_is_due()
+        assert expired(events) == [session]
+
+
+def test_an_expiry_of_a_time_with_redis_away_is_told_when_it_is_back(
+    app: Flask, settings: Settings, factory: Factory, events: Events
+) -> None:
+    session = factory.session(factory.member(), left=-1)
+    away = create_app(make_settings(settings.database_url, "unix:///nowhere"))
+    with away.app_context():
+        assert service.do_what_is_due().ended == 1
+        db.engine.dispose()
+    lease_is_over(factory)
+    with app.app_context():
+        service.do_what_is_due()
+    assert expired(events) == [session]
+
+
+def test_a_start_leaves_the_session_that_it_found_overdue_to_a_worker_to_tell_of_at_once(
+    app: Flask, client: FlaskClient, factory: Factory, events: Events, redis: Redis
+) -> None:
+    member = factory.member()
+    session = factory.session(member, left=-1)
+    assert start(client, member).status_code == 201
+    assert min(scheduled(redis).values()) <= time.time() + 1
+    with app.app_context():
+        service.do_what_is_due()
+    assert expired(events) == [session]
+    assert not factory.execute("SELECT FROM after_hours_sessions WHERE announce_at IS NOT NULL")
+
+
+def test_many_untold_expiries_are_told_in_batches(
+    app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BATCH", 2)
+    sessions = {factory.session(factory.member(), left=-1) for _ in range(5)}
+    with app.app_context():
+        while queries.end_due(2, -service.LEASE):
+            db.session.commit()
+        service.do_what_is_due()
+    told = expired(events)
+    assert (len(told), set(told)) == (5, sessions)
+
+
+def test_two_workers_on_the_same_second_do_each_session_once(
+    app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BATCH", 3)
+    sessions = {factory.session(factory.member(), left=-1) for _ in range(30)}
+
+    def work() -> int:
+        with app.app_context():
+            return service.do_what_is_due().ended
+
+    with ThreadPoolExecutor(4) as workers:
+        counts = [future.result() for future in [workers.submit(work) for _ in range(4)]]
+    told = expired(events)
+    assert sum(counts) == len(told) == 30
+    assert set(told) == sessions

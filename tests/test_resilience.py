@@ -1,0 +1,62 @@
+"""What a moment without PostgreSQL or Redis costs a request, a worker, a scheduler."""
+
+import time
+
+from flask import Flask
+from redis import Redis
+from rq.job import Job
+
+from afterhours_service.queue import TIMERS_QUEUE, Worker
+from afterhours_service.timers import SCHEDULED, Scheduler, Timer, arm_timer, disarm_timer
+from tests.factories import Factory, bearer
+
+TIMER = Timer("session-timer-1", 1, "time.sleep", (0,))
+
+
+def test_an_answer_outlives_the_connection_that_it_was_read_from(app: Flask, factory: Factory) -> None:
+    @app.after_request
+    def cut(response: object) -> object:
+        factory.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'after-hours'")
+        return response
+
+    member, client = factory.member(), app.test_client()
+    for _ in range(2):
+        assert client.get("/api/after-hours/session", headers=bearer(member)).status_code == 200
+
+
+def test_a_timer_that_was_handed_over_is_not_taken_from_its_worker(redis: Redis) -> None:
+    pipeline = redis.pipeline()
+    arm_timer(pipeline, TIMER)
+    pipeline.execute()
+    Scheduler(redis, ()).tick()
+    disarm_timer(pipeline, TIMER.id)
+    pipeline.execute()
+    assert redis.exists(Job.key_for(TIMER.id))
+
+
+def test_a_disarmed_timer_leaves_nothing_behind(redis: Redis) -> None:
+    pipeline = redis.pipeline()
+    arm_timer(pipeline, TIMER._replace(at=int(time.time()) + 60))
+    disarm_timer(pipeline, TIMER.id)
+    pipeline.execute()
+    assert not redis.keys()
+
+
+def test_unreadable_jobs_stop_neither_scheduler_nor_worker(redis: Redis) -> None:
+    redis.hset("rq:job:garbage", mapping={"data": b"\x80garbage", "created_at": "yesterday"})
+    redis.set("rq:job:string", "not a hash")
+    redis.zadd(SCHEDULED, {"garbage": 0, "string": 0, "nothing": 0})
+    pipeline = redis.pipeline()
+    arm_timer(pipeline, TIMER)
+    pipeline.execute()
+    Scheduler(redis, ()).tick()
+    assert redis.zcard(SCHEDULED) == 0
+
+    redis.hset("rq:job:garbage", mapping={"data": b"\x80garbage", "created_at": "yesterday"})
+    redis.set("rq:job:string", "not a hash")
+    Job.create("afterhours_service.sessions.jobs.gone", connection=redis, id="gone", origin=TIMERS_QUEUE).save()
+    redis.lpush(f"rq:queue:{TIMERS_QUEUE}", "garbage", "string", "nothing", "gone")
+    for _ in range(4):  # each unreadable one ends a round, after which `run_worker` begins another
+        Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
+    assert not redis.exists(Job.key_for(TIMER.id))  # it was done
+    assert redis.llen(f"rq:queue:{TIMERS_QUEUE}") == 0
