@@ -15,9 +15,8 @@ from afterhours_service import errors, schemas
 from afterhours_service.errors import CATALOGUE, AppError
 from afterhours_service.extensions import api
 
-# What any request may meet. There is nothing else at no address, and at no method: those two are no operation's.
+# What any request may meet; but at no address, and at no method, there is no operation to tell of it.
 ANYWHERE = (errors.BadRequest, errors.InternalError)
-INPUT = (errors.ValidationFailed, errors.PayloadTooLarge)
 
 _DESCRIPTION = """\
 A member goes live at one place for a while, and then is gone, on time.
@@ -113,7 +112,8 @@ def describe(app: Flask) -> dict[str, Any]:
     """Return the description of the app's API."""
     spec: APISpec = app.extensions["after_hours_openapi"]
     description = spec.to_dict()
-    used = {tag for path in description["paths"].values() for operation in path.values() for tag in operation["tags"]}
+    operations = [part for path in description["paths"].values() for part in path.values() if isinstance(part, dict)]
+    used = {tag for operation in operations for tag in operation["tags"]}
     description["tags"] = [
         {"name": part.name, "description": part.description}
         for part in app.blueprints.values()
@@ -165,16 +165,22 @@ class _Operations(BasePlugin):
         names = rule.endpoint.split(".")
         first, *rest = names[-1].split("_")
         failures = set(_failures(self._app, rule.endpoint))
+        if rule.arguments:  # what is no such argument is no such address
+            failures.add(errors.NotFound)
         for operation in (operations or {}).values():
             operation["operationId"] = first + "".join(word.title() for word in rest)
             operation["tags"] = [names[-2]]
             body = operation.get("requestBody", {}).get("content", {})
-            takes_input = "application/json" in body or operation.get("parameters")
+            refusals = set()
+            if "application/json" in body:
+                refusals = {errors.ValidationFailed, errors.PayloadTooLarge}
+            elif operation.get("parameters"):
+                refusals = {errors.ValidationFailed}
             successes = {status: answer for status, answer in operation["responses"].items() if str(status) < "3"}
             for answer in successes.values():
                 answer.setdefault("headers", {})["X-Request-ID"] = _ref("headers", "X-Request-ID")
                 self._require_all(answer)
-            operation["responses"] = successes | _answers(failures.union(INPUT if takes_input else ()))
+            operation["responses"] = successes | _answers(failures | refusals)
 
     def _require_all(self, part: Any) -> None:
         """Mark every field of an answer as required: none is ever left out."""
@@ -202,7 +208,8 @@ def _failures(app: Flask, endpoint: str) -> Iterator[type[AppError]]:
 
 def _answers(failures: Iterable[type[AppError]]) -> dict[str, Any]:
     order = list(CATALOGUE.values())
-    by_status = sorted(failures, key=lambda error: (error.status, order.index(error)))
+    known = {CATALOGUE[error.code] for error in failures}  # two may share a code, and tell it in other words
+    by_status = sorted(known, key=lambda error: (error.status, order.index(error)))
     return {str(int(status)): _answer(list(group)) for status, group in groupby(by_status, lambda error: error.status)}
 
 

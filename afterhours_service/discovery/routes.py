@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from afterhours_service import errors
 from afterhours_service.access import current_member_id
 from afterhours_service.discovery import schemas, service
 from afterhours_service.schemas import Blueprint
@@ -12,6 +13,7 @@ blueprint = Blueprint("discovery", __name__, description="See who is near, decli
 @blueprint.route("/nearby")
 @blueprint.arguments(schemas.NearbyQuery, location="query")
 @blueprint.response(200, schemas.NearbyResponse)
+@blueprint.fails(errors.SessionRequired)
 def get_nearby(query: dict[str, Any]) -> service.Nearby:
     """Show the members live near me who fit, the nearest first."""
     return service.nearby(current_member_id(), query["limit"], query["cursor"])
@@ -19,6 +21,7 @@ def get_nearby(query: dict[str, Any]) -> service.Nearby:
 
 @blueprint.route("/nearby/count")
 @blueprint.response(200, schemas.CountResponse)
+@blueprint.fails(errors.SessionRequired)
 def get_count() -> service.Count:
     """Tell how many members live near me fit."""
     return service.count(current_member_id())
@@ -27,6 +30,7 @@ def get_count() -> service.Count:
 @blueprint.route("/declines", methods=["POST"])
 @blueprint.arguments(schemas.DeclineSchema)
 @blueprint.response(201, schemas.DeclineResponse)
+@blueprint.fails(errors.SessionRequired, errors.MemberNotFound)
 def decline_member(body: dict[str, Any]) -> dict[str, Any]:
     """Hide a member and me from each other, for this session of mine and my next two."""
     service.decline(current_member_id(), body["user_id"])
@@ -35,6 +39,7 @@ def decline_member(body: dict[str, Any]) -> dict[str, Any]:
 
 @blueprint.route("/declines/<string(maxlength=255):user_id>", methods=["DELETE"])
 @blueprint.response(200, schemas.TakeBackResponse)
+@blueprint.fails(errors.SessionRequired)
 def take_back_decline(user_id: str) -> dict[str, Any]:
     """Take back my decline of a member."""
     service.take_back(current_member_id(), user_id)
