@@ -3,16 +3,17 @@
     python -m benchmarks.discovery [--sizes 1000 100000 1000000] [--explain]
 
 Makes a city of 30 km around a centre, denser in the middle, and beyond 100,000 members a world of 1,000 such cities
-around it. Runs on a PostgreSQL of its own, or on the empty database of DATABASE_URL.
+around it, on a PostgreSQL of its own; TMPDIR says on which disk.
 """
 
 import argparse
 import contextlib
 import os
+import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,19 @@ from flask_migrate import upgrade
 from sqlalchemy import event, text
 
 from afterhours_service import create_app
-from afterhours_service.config import Settings
 from afterhours_service.discovery import queries, rules
 from afterhours_service.extensions import db
-from dev.embedded import home, postgres, stop_on_signals
+from afterhours_service.location import Point
+from afterhours_service.sessions import service as sessions
+from dev.embedded import home, postgres, stop_on_signals, valkey
 
 CITY = 100_000  # at most so many of a size are in the city that is asked from
 CITIES = 1000
 PAGE = 21  # what a first page of 20 reads
 LEAD = timedelta(minutes=2)
 INDEX = "idx_after_hours_sessions_discovery"
+CREATE_INDEX = f"CREATE INDEX {INDEX} ON after_hours_sessions USING gist (discovery_key) WHERE ended_at IS NULL"
+SECRET = "of the benchmark alone: 32 bytes or more"  # noqa: S105
 SERVER = ("-c", "shared_buffers=1GB", "-c", "max_wal_size=4GB", "-c", "random_page_cost=1.1")
 
 # Ages 18 to 68, the young more often; 2 % non-binary, 2 % unknown; three of ten leave all ages, half leave 10 km.
@@ -52,7 +56,8 @@ WORLD = """
         18 + floor(50 * a * a)::integer AS age,
         CASE WHEN s < 0.12 THEN 'Any' WHEN s < 0.15 THEN 'Non-binary' WHEN (g < 0.55) = (s < 0.22) THEN 'Male'
             ELSE 'Female' END AS seeking,
-        CASE WHEN w < 0.3 THEN 18 ELSE greatest(18, 18 + floor(50 * a * a)::integer - 2 - floor(10 * r)::integer) END AS min_age,
+        CASE WHEN w < 0.3 THEN 18 ELSE greatest(18, 16 + floor(50 * a * a)::integer - floor(10 * r)::integer) END
+            AS min_age,
         CASE WHEN w < 0.3 THEN 99 ELSE 20 + floor(50 * a * a)::integer + floor(10 * r)::integer END AS max_age,
         CASE WHEN d < 0.5 THEN 10 WHEN d < 0.7 THEN 5 WHEN d < 0.85 THEN 25 WHEN d < 0.95 THEN 50 ELSE 200 END AS km,
         latitude + degrees(angle * cos(bearing)) AS latitude,
@@ -67,62 +72,67 @@ WORLD = """
     INSERT INTO blocks (user_id, blocked_user_id)
         SELECT 'member-' || n, 'member-' || 1 + n * 7 %% %(size)s FROM generate_series(1, %(size)s / 5) AS n;
     INSERT INTO after_hours_sessions (user_id, expires_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
-        SELECT id, now() + interval '1 day', 0, 0, greatest(-90, least(90, latitude)), (longitude + 540)::numeric %% 360 - 180
+        SELECT id, now() + interval '1 day', 0, 0,
+            greatest(-90, least(90, latitude)), (longitude + 540)::numeric %% 360 - 180
         FROM bench;
     INSERT INTO after_hours_declines (session_id, user_id, declined_user_id)
         SELECT s.id, s.user_id, 'member-' || 1 + n * 13 %% %(size)s
-        FROM generate_series(1, %(size)s / 5) AS n JOIN after_hours_sessions AS s ON s.user_id = 'member-' || n;
+        FROM generate_series(1, %(size)s) AS n JOIN after_hours_sessions AS s ON s.user_id = 'member-' || 1 + n %% 5000
+        ON CONFLICT DO NOTHING;
 """
 
-# Askers in the city. Who is asked for is changed for this one question only.
+STARTERS = """
+    INSERT INTO users (id, provider) SELECT 'starter-' || n, 'bench' FROM generate_series(0, :starts) AS n
+        ON CONFLICT DO NOTHING;
+    INSERT INTO after_hours_profiles (user_id) SELECT id FROM users WHERE provider = 'bench' AND id LIKE 'starter-%'
+        ON CONFLICT DO NOTHING;
+"""
+
+# Askers in the city, and what they would like for this one question; "" leaves it as it is.
 ASKERS = {
     "a random member": "",
-    "a random member who sets nothing": "seeking_gender = 'Any', min_age = 18, max_age = 99, max_distance_km = 10",
-    "whom nobody fits: non-binary, 80 to 99": "seeking_gender = 'Non-binary', min_age = 80, max_distance_km = 10",
-    "whom nobody fits: any, 80 to 99, 200 km": "seeking_gender = 'Any', min_age = 80, max_age = 99, max_distance_km = 200",
-    "whom few fit: non-binary, 40 to 45, 200 km": "seeking_gender = 'Non-binary', min_age = 40, max_age = 45, max_distance_km = 200",
-    "whom few fit: any, 64 to 67, 200 km": "seeking_gender = 'Any', min_age = 64, max_age = 67, max_distance_km = 200",
+    "one who sets nothing": "'Any', 18, 99, 10",
+    "nobody fits: non-binary, 80 to 99, 10 km": "'Non-binary', 80, 99, 10",
+    "nobody fits: any, 80 to 99, 200 km": "'Any', 80, 99, 200",
+    "few fit: non-binary, 40 to 45, 200 km": "'Non-binary', 40, 45, 200",
+    "few fit: any, 64 to 67, 200 km": "'Any', 64, 67, 200",
 }
+CHANGE = (
+    "UPDATE after_hours_preferences SET (seeking_gender, min_age, max_age, max_distance_km) = ({}) WHERE user_id = :id"
+)
 
 
 def main() -> None:
-    """Measure, and print two tables."""
+    """Measure, and print."""
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--sizes", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
     arguments.add_argument("--askers", type=int, default=100)
-    arguments.add_argument("--starts", type=int, default=2000)
+    arguments.add_argument("--starts", type=int, default=300, help="starts in each of three rounds, with and without")
     arguments.add_argument("--explain", action="store_true", help="show PostgreSQL's plans instead")
     options = arguments.parse_args()
     stop_on_signals()
-    with _database() as url:
-        settings = Settings(
-            database_url=url.replace("postgresql://", "postgresql+psycopg2://"),
-            redis_url="redis://localhost",  # never asked
-            jwt_key="",
-            jwt_algorithm="HS256",
-            log_level="ERROR",
-            location_secret="x" * 32,
-        )
-        app = create_app(settings)
-        with app.app_context():
-            upgrade()
-            for size in options.sizes:
-                build = _fill(url, size)
-                _measure(size, build, options)
-                db.engine.dispose()
-
-
-@contextlib.contextmanager
-def _database() -> Iterator[str]:
-    if url := os.environ.get("DATABASE_URL"):
-        yield url
-        return
     with (
         tempfile.TemporaryDirectory(prefix="after-hours-") as folder,
         home(Path(folder)) as place,
         postgres(place, options=SERVER) as url,
+        valkey(place) as (redis_url, _),
     ):
-        yield url
+        os.environ |= {"DATABASE_URL": url, "REDIS_URL": redis_url, "LOG_LEVEL": "ERROR"}
+        os.environ |= {"JWT_SECRET": SECRET, "LOCATION_SECRET": SECRET}
+        app = create_app()
+        with app.app_context():
+            upgrade()
+            for size in options.sizes:
+                build = _fill(url, size)
+                members = _members(size, options.askers)
+                print(f"\n{size:,} live sessions, {min(size, CITY):,} in the city; index built in {build:.1f} s")
+                if options.explain:
+                    _explain(members[0])
+                    continue
+                _measure(members)
+                if size <= CITY:
+                    _measure_starts(options.starts)
+            db.engine.dispose()
 
 
 def _fill(url: str, size: int) -> float:
@@ -132,52 +142,45 @@ def _fill(url: str, size: int) -> float:
         cursor.execute(f"DROP TABLE IF EXISTS bench; TRUNCATE users, blocks CASCADE; DROP INDEX {INDEX}")
         cursor.execute(WORLD, {"size": size, "city": min(size, CITY), "cities": CITIES})
         started = time.perf_counter()
-        cursor.execute(_index())
+        cursor.execute(CREATE_INDEX)
         seconds = time.perf_counter() - started
         cursor.execute("VACUUM ANALYZE")
     return seconds
 
 
-def _index() -> str:
-    return f"CREATE INDEX {INDEX} ON after_hours_sessions USING gist (discovery_key) WHERE ended_at IS NULL"
-
-
-def _measure(size: int, build: float, options: argparse.Namespace) -> None:
-    print(f"\n{size:,} live sessions, {min(size, CITY):,} of them in the city; index built in {build:.1f} s")
-    askers = db.session.execute(
+def _members(size: int, askers: int) -> list[str]:
+    chosen = db.session.execute(
         text("SELECT 'member-' || ceil(random() * :city) FROM generate_series(1, :askers)"),
-        {"city": min(size, CITY), "askers": options.askers},
+        {"city": min(size, CITY), "askers": askers},
     ).scalars()
-    members = list(askers)
-    db.session.rollback()
+    return list(chosen)
+
+
+def _measure(members: list[str]) -> None:
     for name, wish in ASKERS.items():
-        if options.explain:
-            _explain(members[0], wish)
-            continue
         for what, ask in (("page", _page), ("count", _count)):
-            before = _cpu()
-            times, found = zip(*(_ask(member, wish, ask) for member in members), strict=True)
-            cpu = (_cpu() - before) / len(members)
-            line = f"{name:44} {what:5} {_percentiles(times)}  cpu {cpu:6.2f} ms  found {statistics.median(found):5.0f}"
-            print(line, flush=True)
-    if not options.explain:
-        _measure_starts(members, options.starts)
+            answers = [_ask(member, wish, ask) for member in members]
+            times, cpu, found = zip(*answers, strict=True)
+            print(
+                f"{name:42} {what:5}  p50 {statistics.median(times):6.2f}  p95 {_p95(times):6.2f}  "
+                f"processor p50 {statistics.median(cpu):6.2f}  p95 {_p95(cpu):6.2f} ms  "
+                f"found {statistics.median(found):4.0f}",
+                flush=True,
+            )
 
 
-def _ask(member: str, wish: str, ask: Callable[[queries.Asker], int]) -> tuple[float, int]:
-    """Return the milliseconds and the answer of one question; nothing it changes stays."""
+def _ask(member: str, wish: str, ask: Callable[[queries.Asker], int]) -> tuple[float, float, int]:
+    """Return the milliseconds, those of the server's processor, and the answer; nothing stays changed."""
     if wish:
-        db.session.execute(
-            text(f"UPDATE after_hours_preferences SET {wish} WHERE user_id = :member"),  # noqa: S608 - ours
-            {"member": member},
-        )
-    started = time.perf_counter()
+        db.session.execute(text(CHANGE.format(wish)), {"id": member})
+    cpu, started = _cpu(), time.perf_counter()
     me = queries.asker(member)
     assert me
     answer = ask(me)
     milliseconds = (time.perf_counter() - started) * 1000
+    cpu = _cpu() - cpu
     db.session.rollback()
-    return milliseconds, answer
+    return milliseconds, cpu, answer
 
 
 def _page(me: queries.Asker) -> int:
@@ -188,30 +191,56 @@ def _count(me: queries.Asker) -> int:
     return queries.count(me, rules.COUNT_TO, LEAD)
 
 
-def _explain(member: str, wish: str) -> None:
-    """Print the plans of both questions."""
+def _explain(member: str) -> None:
+    """Print the plan of a page, for a random member and for one whom nobody fits."""
 
     def explain(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
-        if "LIMIT" in statement:
-            statement = statement.replace("SELECT", "EXPLAIN (ANALYZE, BUFFERS) SELECT", 1)
-        return statement, parameters
+        return statement.replace("SELECT", "EXPLAIN (ANALYZE, BUFFERS) SELECT", 1), parameters
 
-    event.listen(db.engine, "before_cursor_execute", explain, retval=True)
-    print(wish)
-    if wish:
-        db.session.execute(text(f"UPDATE after_hours_preferences SET {wish} WHERE user_id = :m"), {"m": member})  # noqa: S608
-    me = queries.asker(member)
-    assert me
-    for statement in (queries._PAGE, queries._COUNT):  # noqa: SLF001 - their very text
-        limit = PAGE if statement is queries._PAGE else rules.COUNT_TO  # noqa: SLF001
-        for (line,) in db.session.execute(statement, queries._parameters(me, limit, LEAD, None)):  # noqa: SLF001
-            print(line[:160])
-    db.session.rollback()
-    event.remove(db.engine, "before_cursor_execute", explain)
+    for wish in (ASKERS["a random member"], ASKERS["nobody fits: any, 80 to 99, 200 km"]):
+        if wish:
+            db.session.execute(text(CHANGE.format(wish)), {"id": member})
+        me = queries.asker(member)
+        assert me
+        event.listen(db.engine, "before_cursor_execute", explain, retval=True)
+        parameters = queries._parameters(me, PAGE, LEAD, None)  # noqa: SLF001
+        print(*db.session.execute(queries._PAGE, parameters).scalars(), sep="\n")  # noqa: SLF001 - its very text
+        event.remove(db.engine, "before_cursor_execute", explain)
+        db.session.rollback()
 
 
-def _measure_starts(members: list[str], starts: int) -> None:
-    pass
+def _measure_starts(starts: int) -> None:
+    """Compare the start of a session, committed and with its timers, with and without the index."""
+    db.session.execute(text(STARTERS), {"starts": starts})
+    db.session.commit()
+    times: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(3):
+        for what, before, after in (
+            ("with index and trigger", "SELECT 1", "SELECT 1"),
+            ("with the trigger alone", f"DROP INDEX {INDEX}", "SELECT 1"),
+            (
+                "with neither",
+                "ALTER TABLE after_hours_sessions DISABLE TRIGGER after_hours_set_key",
+                f"ALTER TABLE after_hours_sessions ENABLE TRIGGER after_hours_set_key; {CREATE_INDEX}",
+            ),
+        ):
+            db.session.execute(text(before))
+            db.session.commit()
+            times.setdefault(what, []).extend(_start(f"starter-{number}") for number in range(starts))
+            db.session.execute(text("DELETE FROM after_hours_sessions WHERE user_id LIKE 'starter-%'"))
+            db.session.execute(text(after))
+            db.session.commit()
+    for what, pairs in times.items():
+        clock, cpu = zip(*pairs, strict=True)
+        print(f"a start {what:34}  p50 {statistics.median(clock):6.2f}  processor p50 {statistics.median(cpu):6.2f} ms")
+
+
+def _start(member: str) -> tuple[float, float]:
+    place = Point(52.52 + random.gauss(0, 0.05), 13.405 + random.gauss(0, 0.08))
+    cpu, started = _cpu() + time.process_time() * 1000, time.perf_counter()
+    sessions.start(member, 60, place, None)
+    milliseconds = (time.perf_counter() - started) * 1000
+    return milliseconds, _cpu() + time.process_time() * 1000 - cpu
 
 
 def _cpu() -> float:
@@ -219,14 +248,13 @@ def _cpu() -> float:
 
     On a machine that others use as well it says more than the clock.
     """
-    pid = db.session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    pid: int = db.session.connection().connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
     stat = Path(f"/proc/{pid}/schedstat")
-    return int(stat.read_text().split()[0]) / 1e6 if stat.exists() else 0.0
+    return float(stat.read_text().split()[0]) / 1e6 if stat.exists() else 0.0
 
 
-def _percentiles(times: Any) -> str:
-    cuts = statistics.quantiles(times, n=20)
-    return f"p50 {statistics.median(times):7.2f}  p95 {cuts[18]:7.2f} ms"
+def _p95(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=20)[18]
 
 
 if __name__ == "__main__":

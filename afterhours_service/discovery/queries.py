@@ -116,16 +116,13 @@ _FITTING = f"""
         AND EXISTS (
             SELECT FROM user_subscriptions AS b
             WHERE b.user_id = s.user_id AND b.is_active AND (b.expires_at IS NULL OR b.expires_at > now()))
-        -- Asked as values, not joined: one look-up of the pair each, however many have blocked or declined me.
-        AND (SELECT true FROM blocks WHERE user_id = :member_id AND blocked_user_id = s.user_id) IS NULL
-        AND (SELECT true FROM blocks WHERE user_id = s.user_id AND blocked_user_id = :member_id) IS NULL
+        -- Asked as values, not joined: one look-up each, of the pair either way round, however many blocked me.
+        AND (SELECT true FROM blocks
+             WHERE user_id IN (:member_id, s.user_id) AND blocked_user_id IN (s.user_id, :member_id) LIMIT 1) IS NULL
         AND (SELECT true FROM after_hours_declines AS d
-             WHERE d.user_id = :member_id AND d.declined_user_id = s.user_id AND {_IN_FORCE}) IS NULL
-        AND (SELECT true FROM after_hours_declines AS d
-             WHERE d.user_id = s.user_id AND d.declined_user_id = :member_id AND {_IN_FORCE}) IS NULL
+             WHERE user_id IN (:member_id, s.user_id) AND declined_user_id IN (s.user_id, :member_id)
+                 AND {_IN_FORCE} LIMIT 1) IS NULL
 """
-
-_NEAREST_FIRST = "ORDER BY discovery_key <-> CAST(:near AS cube)"
 
 # The planner cannot tell how many keys a box holds: let it take them in the index's order, not collect and sort them;
 # and let it take the joins as they stand, which need no thought.
@@ -138,14 +135,14 @@ _PAGE = text(f"""
     {_AS_WRITTEN}
     SELECT s.id, s.user_id, p.name, p.age, a.description, a.photo_url, s.expires_at,
         s.fuzzed_latitude, s.fuzzed_longitude, s.metres
-    {_FITTING % _NEAREST_FIRST}
+    {_FITTING % "ORDER BY discovery_key <-> CAST(:near AS cube)"}
     ORDER BY s.metres, s.id
     LIMIT :limit
 """)
 
 _COUNT = text(f"""
     {_AS_WRITTEN}
-    SELECT count(*) FROM (SELECT {_FITTING % _NEAREST_FIRST} LIMIT :limit) AS fitting
+    SELECT count(*) FROM (SELECT {_FITTING % ""} LIMIT :limit) AS fitting
 """)
 
 _IS_SEEN = text(f"SELECT EXISTS (SELECT {_FITTING % 'AND user_id = :other_id'})")

@@ -6,7 +6,7 @@ MEMORY_SESSIONS = 2
 COUNT_FROM = 5
 """Fewer are not counted out, so that nobody is singled out."""
 
-COUNT_TO = 200
+COUNT_TO = 100
 """More are not counted: it would take long, and nobody needs to know."""
 
 
