@@ -50,7 +50,7 @@ def configure(level: str) -> None:
         root.removeHandler(ours)
     root.addHandler(handler)
     root.setLevel(level)
-    for noisy in ("rq.worker", "rq.job", "alembic.runtime.migration"):
+    for noisy in ("rq.worker", "rq.job", "alembic.runtime.migration", "pyvips"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
