@@ -22,7 +22,12 @@ after_hours.register_blueprint(discovery)
 limits.apply_to(after_hours)
 
 # What members may do about themselves, whether or not they are premium, verified and consenting.
-members = Blueprint("members", __name__, url_prefix="/api/after-hours")
+members = Blueprint(
+    "members",
+    __name__,
+    url_prefix="/api/after-hours",
+    failures=(*access.TOKEN_FAILURES, errors.RateLimited, errors.ServiceUnavailable),
+)
 members.before_request(access.authenticate)
 members.register_blueprint(rights)
 limits.apply_to(members)

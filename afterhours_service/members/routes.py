@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from afterhours_service import errors
 from afterhours_service.access import current_member_id
 from afterhours_service.members import schemas, service
 from afterhours_service.schemas import Blueprint
@@ -11,6 +12,7 @@ blueprint = Blueprint("rights", __name__, description="Consent, a copy of one's 
 
 @blueprint.route("/consent")
 @blueprint.response(200, schemas.ConsentResponse)
+@blueprint.fails(errors.VerificationRequired)
 def get_consent() -> dict[str, Any]:
     """Tell whether one consents to After Hours."""
     return {"consent": service.get_consent(current_member_id())}
@@ -19,6 +21,7 @@ def get_consent() -> dict[str, Any]:
 @blueprint.route("/consent", methods=["PUT"])
 @blueprint.arguments(schemas.GrantSchema)
 @blueprint.response(200, schemas.ConsentResponse)
+@blueprint.fails(errors.VerificationRequired)
 def put_consent(body: dict[str, Any]) -> dict[str, Any]:
     """Grant consent, or withdraw it: that ends one's session at once."""
     return {"consent": service.set_consent(current_member_id(), body["granted"])}
