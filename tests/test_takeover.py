@@ -244,6 +244,7 @@ def test_beside_the_host_another_role_may_migrate(
         host = Factory(connection)
         host.execute(HOST_SCHEMA)
         host.execute("GRANT CREATE ON SCHEMA public TO node; GRANT REFERENCES ON users TO node")
+        host.execute(f'GRANT CREATE ON DATABASE "{make_url(url).database}" TO node')  # for the extension `cube`
         app = create_app(make_settings(as_role(url, "node"), redis_url))
         with app.app_context():
             upgrade()
@@ -265,7 +266,13 @@ def test_the_grants_are_all_that_the_service_needs(evening: Evening) -> None:
         ("POST", "session/start", {"duration": 15, "deviceFingerprint": {"deviceId": "d"}, **PLACE}),
         ("POST", "session/extend", {"additionalMinutes": 15}),
         ("GET", "session", None),
+        ("GET", "nearby", None),
+        ("GET", "nearby/count", None),
+        ("DELETE", "declines/nobody", None),
         ("POST", "session/end", {}),
+        ("GET", "consent", None),
+        ("PUT", "consent", {"granted": True}),
+        ("GET", "me/export", None),
     ]
     for method, path, body in requests:
         answer = evening.client.open(f"/api/after-hours/{path}", method=method, json=body, headers=bearer(member))
@@ -276,6 +283,8 @@ def test_the_grants_are_all_that_the_service_needs(evening: Evening) -> None:
     with evening.app.app_context():
         assert cleanup.pending()["sessions"] == 1
         assert cleanup.run()[0]["sessions"] == 1
+    answer = evening.client.delete("/api/after-hours/me", headers=bearer(member))
+    assert answer.status_code == 200, answer.text
     evening.ours.execute(
         "UPDATE users SET after_hours_consent = false, after_hours_consent_at = now() WHERE id = %s", member
     )

@@ -14,11 +14,15 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
+import afterhours_service.discovery.models
+import afterhours_service.preferences.models
+import afterhours_service.profiles.models
+import afterhours_service.sessions.models  # noqa: F401 - these four, so that the metadata is whole
 from afterhours_service.extensions import Base
 from tests.factories import PLACE, Factory, bearer, scheduled
 
 API = "/api/after-hours"
-HOST_TABLES = {"users", "profiles", "user_subscriptions"}
+HOST_TABLES = {"users", "profiles", "user_subscriptions", "blocks"}
 OUR_TABLES = {
     table.name: [
         column.name for column in table.columns if any(key.column.table.name == "users" for key in column.foreign_keys)
