@@ -74,14 +74,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     security.init_app(app, settings)
     limits.init_app(app, settings)  # asks before each request, in the order of registration
     storage.init_app(app, settings, files.PATH)
-    openapi.init_app(app)
-    api.register_blueprint(after_hours)
-    api.register_blueprint(members)
-    api.register_blueprint(health.blueprint)
+    if settings.api_docs:
+        openapi.init_app(app)
+        app.register_blueprint(openapi.page)
+    for described in (after_hours, members, health.blueprint):
+        (api if settings.api_docs else app).register_blueprint(described)  # to describe it takes longer than the rest
     app.register_blueprint(files.blueprint)
     app.register_blueprint(monitoring.blueprint)
-    if settings.api_docs:
-        app.register_blueprint(openapi.page)
     app.cli.add_command(commands)
     errors.init_app(app)  # after flask-smorest, whose own handler drops headers
     _dispose_in_children(app)

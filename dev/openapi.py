@@ -17,6 +17,7 @@ def text() -> str:
         redis_url="redis://",
         jwt_key="",
         jwt_algorithm="HS256",
+        api_docs=True,
         location_secret="",
     )
     return json.dumps(describe(create_app(settings)), indent=2, ensure_ascii=False) + "\n"

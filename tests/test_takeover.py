@@ -26,8 +26,6 @@ from afterhours_service.sessions.jobs import session_timer
 from tests.conftest import ROOT, make_settings
 from tests.factories import PLACE, Factory, bearer, scheduled
 
-pytestmark = pytest.mark.xdist_group("takeover")  # roles belong to the server, not to a test's database
-
 NODE_SCHEMA = (ROOT / "tests/host_schema.sql").read_text()
 HOST_SCHEMA = NODE_SCHEMA.partition("\n\n")[0]
 GRANTS = (ROOT / "deploy/grants.sql").read_text()
@@ -106,6 +104,7 @@ def roles() -> Iterator[None]:
     with contextlib.closing(psycopg2.connect(os.environ["TEST_SERVER_URL"])) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(1)")  # roles belong to the server, not to a test's database
             for role in ("after_hours", "node"):
                 cursor.execute(f"DROP ROLE IF EXISTS {role}")
                 cursor.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
