@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile(
     "after-hours",
     deadline=None,
-    max_examples=50,
+    max_examples=25,
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("after-hours")
