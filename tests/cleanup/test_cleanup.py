@@ -78,7 +78,7 @@ def fill(factory: Factory, each: int = 1) -> dict[str, int]:
         pytest.param(-WEEK + 60, True, True, id="ended just within the retention"),
         pytest.param(-WEEK - 5, False, False, id="ran out longer ago and was never ended"),
         pytest.param(-WEEK + 60, False, True, id="ran out within the retention and was never ended"),
-        pytest.param(1, False, True, id="active for another second"),
+        pytest.param(60, False, True, id="active for another minute"),
     ],
 )
 def test_a_session_is_kept_for_the_retention_after_its_end(
