@@ -5,12 +5,12 @@ from typing import Any
 
 import jwt
 from flask import g, request
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service import errors
 from afterhours_service.config import Settings
-from afterhours_service.extensions import current_settings, db
-from afterhours_service.host import Standing, standing
+from afterhours_service.extensions import current_settings
+from afterhours_service.host import standing
 from afterhours_service.log import get_logger
 from afterhours_service.schemas import is_storable
 
@@ -50,9 +50,8 @@ def gate() -> None:
     """
     member_id = current_member_id()
     try:
-        member = _standing(member_id)
+        member = standing(member_id)
     except SQLAlchemyError as error:
-        db.session.rollback()
         logger.warning("the gate could not ask the database", error=type(error).__name__)
         raise errors.AuthUnavailable from error
     if not member.premium:
@@ -69,17 +68,6 @@ def token_for(member_id: str, settings: Settings, seconds: int) -> str:
     claims |= {"iss": settings.jwt_issuer} if settings.jwt_issuer else {}
     claims |= {"aud": settings.jwt_audience} if settings.jwt_audience else {}
     return jwt.encode(claims, settings.jwt_key, algorithm="HS256")
-
-
-def _standing(member_id: str) -> Standing:
-    """Ask once more if the connection was closed meanwhile: the request's first statement, it changes nothing."""
-    try:
-        return standing(member_id)
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        db.session.rollback()
-        return standing(member_id)
 
 
 def member_of(authorization: str | None, settings: Settings) -> str:

@@ -4,11 +4,11 @@ import uuid
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ForeignKey, Integer, String, Text, UniqueConstraint, exists, func, or_, select, text
+from sqlalchemy import ForeignKey, Integer, String, Text, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
-from afterhours_service.extensions import Base, db
+from afterhours_service.extensions import Base, read
 
 Timestamp = TIMESTAMP(timezone=True)
 
@@ -73,23 +73,16 @@ class Standing(NamedTuple):
     consented: bool
 
 
-_MEMBER = text("SELECT CAST(:member_id AS varchar) AS id").columns(id=String).subquery("member")
-_STANDING = (
-    select(
-        exists(1).where(  # a bare one asks for every column, and so for the right to read it
-            Subscription.user_id == _MEMBER.c.id,
-            Subscription.is_active,
-            or_(Subscription.expires_at.is_(None), Subscription.expires_at > func.now()),
-        ),
-        User.id_verified,
-        User.after_hours_consent,
-    )
-    .select_from(_MEMBER)
-    .outerjoin(User, User.id == _MEMBER.c.id)
-)
+_STANDING = """
+    SELECT EXISTS (
+            SELECT FROM user_subscriptions
+            WHERE user_id = %(member_id)s AND is_active AND (expires_at IS NULL OR expires_at > now())
+        ), id_verified, after_hours_consent
+    FROM (SELECT) AS nobody LEFT JOIN users ON id = %(member_id)s
+"""
 
 
 def standing(member_id: str) -> Standing:
     """Return the member's standing, in one query; nobody's is all false."""
-    premium, verified, consented = db.session.execute(_STANDING, {"member_id": member_id}).one()
+    [(premium, verified, consented)] = read(_STANDING, member_id=member_id)
     return Standing(premium, verified is True, consented is True)

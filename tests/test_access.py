@@ -358,4 +358,4 @@ def test_the_gate_is_one_query(wire: Wire, make_app: Callable[..., Flask], facto
     ask(client, headers)  # opens the connection
     wire.queries.clear()
     assert ask(client, headers).json["code"] == "CONSENT_REQUIRED"
-    assert [query for query in wire.queries if query not in {"BEGIN", "ROLLBACK"}] == wire.queries[1:2]
+    assert len(wire.queries) == 1

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 from flask import Flask
-from sqlalchemy import event
 
 from afterhours_service import host
 from afterhours_service.cleanup import queries as cleanup
@@ -16,22 +15,17 @@ from afterhours_service.location import Point
 from afterhours_service.members import queries as members
 from afterhours_service.sessions import queries as sessions
 from tests.factories import Factory
+from tests.wire import Wire
 
 WEEK, MINUTES = timedelta(days=7), timedelta(minutes=15)
 PLACE = Point(52.52, 13.405)
 DEVICE: dict[str, str | None] = {"device_id": "d", "device_model": "m", "platform": "ios"}
 
 
-def start(member_id: str, length: timedelta, device: dict[str, str | None]) -> None:
-    mask, _ = sessions.prepare_start(member_id)
-    sessions.start(member_id, length, PLACE, PLACE, mask, device)
-
-
 CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     host.standing: ("m7",),
     sessions.active: ("m7",),
-    sessions.prepare_start: ("m7",),
-    start: ("m19999", MINUTES, DEVICE),
+    sessions.start: ("m19999", MINUTES, PLACE, lambda _: PLACE, DEVICE),
     sessions.has_profile: ("m7",),
     sessions.end: ("m7",),
     sessions.extend: ("m7", MINUTES),
@@ -98,28 +92,23 @@ def scans(plan: dict[str, Any]) -> Iterator[str]:
         yield from scans(part)
 
 
-def test_no_statement_reads_a_table_from_end_to_end(app: Flask, factory: Factory) -> None:
+def test_no_statement_reads_a_table_from_end_to_end(
+    wire: Wire, make_app: Callable[..., Flask], factory: Factory
+) -> None:
     for module in (sessions, members, cleanup):
         own = {name for name, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__}
         assert {name for name in own if not name.startswith("_")} <= {call.__name__ for call in CALLS}
 
     factory.execute(ROWS)
-    ran: list[tuple[str, str, Any]] = []
-    with app.app_context():
+    found = {}
+    with make_app(database_url=wire.url).app_context():
+        sessions.now()  # opens the connection, which asks a few things of its own
         for call, arguments in CALLS.items():
-
-            def remember(_c: Any, _cursor: Any, statement: str, values: Any, *_others: Any, call: Any = call) -> None:
-                ran.append((call.__name__, statement, values))
-
-            event.listen(db.engine, "before_cursor_execute", remember)
+            wire.queries.clear()
             call(*arguments)
-            event.remove(db.engine, "before_cursor_execute", remember)
             db.session.rollback()
-        found = {}
-        for name, statement, values in ran:
-            cursor = db.session.connection().connection.cursor()
-            cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}", values)
-            [([explained],)] = cursor.fetchall()
-            found[name, statement] = set(scans(explained["Plan"]))
-            db.session.rollback()
+            for statement in set(wire.queries) - {"BEGIN", "COMMIT", "ROLLBACK"}:
+                [explained] = factory.execute(f"EXPLAIN (FORMAT JSON) {statement.strip().removeprefix('BEGIN;')}")
+                found[call.__name__, statement] = set(scans(explained[0][0]["Plan"]))
+    assert {name for name, _ in found} == {call.__name__ for call in CALLS}
     assert [key for key, tables in found.items() if not tables <= LOOK_AT_ALL.get(key[0], set())] == []

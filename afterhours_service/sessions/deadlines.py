@@ -13,7 +13,7 @@ from redis.client import Pipeline
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service import metrics
-from afterhours_service.extensions import current_settings, db
+from afterhours_service.extensions import current_settings
 from afterhours_service.log import get_logger
 from afterhours_service.queue import after_commit, current_redis, is_redis_away
 from afterhours_service.sessions import queries, rules
@@ -55,7 +55,6 @@ def restore(expires_at: datetime) -> None:
         needed = queries.needed_seconds(_seconds(expires_at), warning_lead())
     except SQLAlchemyError as error:
         logger.warning("timers left to the reconciliation", error=type(error).__name__)
-        db.session.rollback()
         return
     _arm_all(needed)
 

@@ -1,4 +1,4 @@
-"""Every statement about sessions. None commits.
+"""Every statement about sessions, each a transaction of its own, but for those of a start.
 
 The time is the database's: `clock_timestamp()` where a row's lock may be waited for, `statement_timestamp()` where an
 index is to be used; never `now()`, which is the moment the transaction began.
@@ -6,13 +6,11 @@ index is to be used; never `now()`, which is the moment the transaction began.
 
 import secrets
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import text
-
-from afterhours_service.extensions import db
+from afterhours_service.extensions import cursor, run
 from afterhours_service.location import Point
 from afterhours_service.sessions import rules
 
@@ -46,18 +44,18 @@ _MASK_BITS = 62  # within a bigint
 
 _COLUMNS = "id, user_id, started_at, expires_at, ended_at, clock_timestamp() AS now"
 
-_ACTIVE = text(f"""
+_ACTIVE = f"""
     SELECT {_COLUMNS} FROM after_hours_sessions
-    WHERE user_id = :member_id AND ended_at IS NULL AND expires_at > clock_timestamp()
-""")
+    WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
+"""
 
 # The member's retained sessions, and the mask for the place that comes with the next statement.
-_PREPARE_START = text("""
-    SELECT set_config('after_hours.mask', :mask, true), (
+_PREPARE_START = """
+    BEGIN; SELECT set_config('after_hours.mask', %(mask)s, true), (
         SELECT array_agg(DISTINCT ARRAY[fuzzed_latitude, fuzzed_longitude]::float8[])
-        FROM after_hours_sessions WHERE user_id = :member_id
+        FROM after_hours_sessions WHERE user_id = %(member_id)s
     )
-""")
+"""
 
 # In one statement: a session that ran out is ended, lest it block the new one; the new one is inserted, its expiry
 # rounded up to a whole second, so that it is never shorter than its member chose; its device is stored.
@@ -66,107 +64,107 @@ _PREPARE_START = text("""
 _START_PARTS = f"""
     WITH ran_out AS (
         UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = clock_timestamp()
-        WHERE user_id = :member_id AND ended_at IS NULL AND expires_at <= clock_timestamp()
+        WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at <= clock_timestamp()
         RETURNING {_COLUMNS}
     ), started AS (
         INSERT INTO after_hours_sessions
             (user_id, started_at, expires_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
-        SELECT :member_id, now, date_trunc('second', now + :length + interval '999999 microseconds'),
-            (:masked_latitude # mask) / 1e8, (:masked_longitude # mask) / 1e8, :blurred_latitude, :blurred_longitude
+        SELECT %(member_id)s, now, date_trunc('second', now + %(length)s + interval '999999 microseconds'),
+            (%(masked_latitude)s # mask) / 1e8, (%(masked_longitude)s # mask) / 1e8,
+            %(blurred_latitude)s, %(blurred_longitude)s
         FROM (SELECT statement_timestamp() AS now, current_setting('after_hours.mask')::bigint AS mask) AS given
-        WHERE EXISTS (SELECT FROM users WHERE id = :member_id AND after_hours_consent FOR KEY SHARE)
-            AND EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id FOR KEY SHARE)
+        WHERE EXISTS (SELECT FROM users WHERE id = %(member_id)s AND after_hours_consent FOR KEY SHARE)
+            AND EXISTS (SELECT FROM after_hours_profiles WHERE user_id = %(member_id)s FOR KEY SHARE)
             AND (SELECT count(*) FROM ran_out) >= 0
         ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
         RETURNING {_COLUMNS}
     )"""
 _FINGERPRINT = """, fingerprint AS (
         INSERT INTO device_fingerprints (user_id, session_id, device_id, device_model, platform)
-        SELECT user_id, id, :device_id, :device_model, :platform FROM started
+        SELECT user_id, id, %(device_id)s, %(device_model)s, %(platform)s FROM started
     )"""
 _START_RESULT = """
     SELECT * FROM ran_out UNION ALL SELECT * FROM started
 """
-_START = text(_START_PARTS + _START_RESULT)
-_START_WITH_DEVICE = text(_START_PARTS + _FINGERPRINT + _START_RESULT)
+_START = _START_PARTS + _START_RESULT
+_START_WITH_DEVICE = _START_PARTS + _FINGERPRINT + _START_RESULT
 
-_HAS_PROFILE = text("SELECT EXISTS (SELECT FROM after_hours_profiles WHERE user_id = :member_id)")
+_HAS_PROFILE = "SELECT EXISTS (SELECT FROM after_hours_profiles WHERE user_id = %(member_id)s)"
 
-_END = text(f"""
+_END = f"""
     UPDATE after_hours_sessions SET ended_at = clock_timestamp()
-    WHERE user_id = :member_id AND ended_at IS NULL AND expires_at > clock_timestamp()
+    WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
     RETURNING {_COLUMNS}
-""")
+"""
 
-_EXTEND = text(f"""
+_EXTEND = f"""
     UPDATE after_hours_sessions
-    SET expires_at = date_trunc('second', expires_at + :length + interval '999999 microseconds'), warned_at = NULL
-    WHERE user_id = :member_id AND ended_at IS NULL AND expires_at > clock_timestamp()
+    SET expires_at = date_trunc('second', expires_at + %(length)s + interval '999999 microseconds'), warned_at = NULL
+    WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
     RETURNING {_COLUMNS}
-""")
+"""
 
 # SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
 # NO KEY: who only refers to it, by a decline, is in nobody's way.
-_END_DUE = text(f"""
-    UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = statement_timestamp() + :lease
+_END_DUE = f"""
+    UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = statement_timestamp() + %(lease)s
     WHERE id = ANY (ARRAY(
         SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= statement_timestamp()
-        ORDER BY expires_at LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
+        ORDER BY expires_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
     ))
     RETURNING {_COLUMNS}
-""")
+"""
 
-_WARN_DUE = text(f"""
+_WARN_DUE = f"""
     UPDATE after_hours_sessions SET warned_at = statement_timestamp()
     WHERE id = ANY (ARRAY(
         SELECT id FROM after_hours_sessions
         WHERE ended_at IS NULL AND warned_at IS NULL
-            AND expires_at > statement_timestamp() AND expires_at <= statement_timestamp() + :lead
-        ORDER BY expires_at LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
+            AND expires_at > statement_timestamp() AND expires_at <= statement_timestamp() + %(lead)s
+        ORDER BY expires_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
     ))
     RETURNING {_COLUMNS}
-""")
+"""
 
-_CLAIM_UNTOLD = text(f"""
-    UPDATE after_hours_sessions SET announce_at = statement_timestamp() + :lease
+_CLAIM_UNTOLD = f"""
+    UPDATE after_hours_sessions SET announce_at = statement_timestamp() + %(lease)s
     WHERE id = ANY (ARRAY(
         SELECT id FROM after_hours_sessions WHERE announce_at <= statement_timestamp()
-        ORDER BY announce_at LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
+        ORDER BY announce_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
     ))
     RETURNING {_COLUMNS}
-""")
+"""
 
-_MARK_TOLD = text("UPDATE after_hours_sessions SET announce_at = NULL WHERE id = ANY (:ids)")
+_MARK_TOLD = "UPDATE after_hours_sessions SET announce_at = NULL WHERE id = ANY (%(ids)s)"
 
-_EXPIRY_SECONDS = text("""
+_EXPIRY_SECONDS = """
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
     WHERE ended_at IS NULL AND expires_at > statement_timestamp()
-""")
+"""
 
-_NEEDED = text("""
-    SELECT second FROM unnest(CAST(:seconds AS bigint[])) AS second
+_NEEDED = """
+    SELECT second FROM unnest(CAST(%(seconds)s AS bigint[])) AS second
     WHERE EXISTS (
         SELECT FROM after_hours_sessions
         WHERE ended_at IS NULL AND expires_at > to_timestamp(second - 1) AND expires_at <= to_timestamp(second)
     ) OR EXISTS (
         SELECT FROM after_hours_sessions
         WHERE ended_at IS NULL
-            AND expires_at > to_timestamp(second - 1) + :lead AND expires_at <= to_timestamp(second) + :lead
+            AND expires_at > to_timestamp(second - 1) + %(lead)s AND expires_at <= to_timestamp(second) + %(lead)s
     )
-""")
+"""
 
-_LIST_ACTIVE = text(f"""
+_LIST_ACTIVE = f"""
     SELECT {_COLUMNS} FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > statement_timestamp()
-    ORDER BY expires_at, id LIMIT :limit
-""")
+    ORDER BY expires_at, id LIMIT %(limit)s
+"""
 
-
-_CENSUS = text("""
+_CENSUS = """
     SELECT count(*) FILTER (WHERE expires_at > statement_timestamp()),
         count(*) FILTER (WHERE expires_at <= statement_timestamp()),
         greatest(0, coalesce(extract(epoch FROM statement_timestamp() - min(expires_at)), 0))::float8
     FROM after_hours_sessions WHERE ended_at IS NULL
-""")
+"""
 
 
 def active(member_id: str) -> Session | None:
@@ -174,51 +172,53 @@ def active(member_id: str) -> Session | None:
     return _one(_ACTIVE, member_id=member_id)
 
 
-def prepare_start(member_id: str) -> tuple[int, list[Point]]:
-    """Return the mask that `start` needs, good for this transaction, and the blurred points of the retained sessions.
-
-    PostgreSQL logs a statement that fails, values included. So the place crosses in two halves, this one being noise:
-    the log never has both, as the first failure ends the transaction.
-    """
-    mask = secrets.randbits(_MASK_BITS)
-    _, points = db.session.execute(_PREPARE_START, {"member_id": member_id, "mask": str(mask)}).one()
-    return mask, [Point(*point) for point in points or []]
-
-
 def start(
     member_id: str,
     length: timedelta,
     exact: Point,
-    blurred: Point,
-    mask: int,
+    blur: Callable[[list[Point]], Point],
     device: Mapping[str, str | None] | None,
 ) -> tuple[Session | None, Session | None]:
-    """Start a session and store its device.
+    """Start a session and store its device; a refused start changes nothing.
 
-    Returns the member's session that had run out, which is yet to be told of, and the new one: None when the member has
-    no profile, or a session already. Raises IntegrityError when the member is gone.
+    blur: returns the point to show, given the blurred points of the retained sessions. Returns the member's session
+    that had run out, which is yet to be told of, and the new one: None when the member has no profile, or a session
+    already. Raises IntegrityError when the member is gone.
+
+    PostgreSQL logs a statement that fails, values included. So the place crosses in two halves, one of them noise: the
+    log never has both, as the first failure ends the transaction.
     """
+    mask = secrets.randbits(_MASK_BITS)
     device = device or {}
-    rows = _all(
-        _START_WITH_DEVICE if any(device.values()) else _START,
-        member_id=member_id,
-        length=length,
-        masked_latitude=round(exact.latitude * _DEGREE) ^ mask,
-        masked_longitude=round(exact.longitude * _DEGREE) ^ mask,
-        blurred_latitude=blurred.latitude,
-        blurred_longitude=blurred.longitude,
-        device_id=device.get("device_id"),
-        device_model=device.get("device_model"),
-        platform=device.get("platform"),
-    )
-    ran_out = next((row for row in rows if row.ended_at), None)
-    return ran_out, next((row for row in rows if not row.ended_at), None)
+    with cursor() as opened:
+        opened.execute(_PREPARE_START, {"member_id": member_id, "mask": str(mask)})
+        [(_, points)] = opened.fetchall()
+        blurred = blur([Point(*point) for point in points or []])
+        opened.execute(
+            _START_WITH_DEVICE if any(device.values()) else _START,
+            {
+                "member_id": member_id,
+                "length": length,
+                "masked_latitude": round(exact.latitude * _DEGREE) ^ mask,
+                "masked_longitude": round(exact.longitude * _DEGREE) ^ mask,
+                "blurred_latitude": blurred.latitude,
+                "blurred_longitude": blurred.longitude,
+                "device_id": device.get("device_id"),
+                "device_model": device.get("device_model"),
+                "platform": device.get("platform"),
+            },
+        )
+        rows = [Session(*row) for row in opened.fetchall()]
+        ran_out = next((row for row in rows if row.ended_at), None)
+        started = next((row for row in rows if not row.ended_at), None)
+        opened.execute("COMMIT" if started else "ROLLBACK")
+    return ran_out, started
 
 
 def has_profile(member_id: str) -> bool:
     """Tell whether the member has an After Hours profile."""
-    found: bool = db.session.execute(_HAS_PROFILE, {"member_id": member_id}).scalar_one()
-    return found
+    [(found,)] = run(_HAS_PROFILE, member_id=member_id)
+    return bool(found)
 
 
 def end(member_id: str) -> Session | None:
@@ -246,7 +246,7 @@ def claim_untold(batch: int, lease: timedelta) -> list[Session]:
 
 def mark_told(ids: Iterable[uuid.UUID]) -> None:
     """Note that the expiry of these sessions was published."""
-    db.session.execute(_MARK_TOLD, {"ids": list(ids)})
+    run(_MARK_TOLD, ids=list(ids))
 
 
 def warn_due(batch: int, lead: timedelta) -> list[Session]:
@@ -256,12 +256,12 @@ def warn_due(batch: int, lead: timedelta) -> list[Session]:
 
 def expiry_seconds() -> set[int]:
     """Return the seconds since the epoch, rounded up, at which active sessions expire."""
-    return set(db.session.execute(_EXPIRY_SECONDS).scalars())
+    return {second for (second,) in run(_EXPIRY_SECONDS)}
 
 
 def needed_seconds(seconds: Iterable[int], lead: timedelta) -> set[int]:
     """Return those of `seconds` at which an un-ended session expires, or has `lead` left."""
-    return set(db.session.execute(_NEEDED, {"seconds": list(seconds), "lead": lead}).scalars())
+    return {second for (second,) in run(_NEEDED, seconds=list(seconds), lead=lead)}
 
 
 def list_active(limit: int) -> list[Session]:
@@ -271,19 +271,21 @@ def list_active(limit: int) -> list[Session]:
 
 def census() -> Census:
     """Count the sessions that are not ended."""
-    return Census(*db.session.execute(_CENSUS).one())
+    [row] = run(_CENSUS)
+    return Census(*row)
 
 
 def now() -> datetime:
     """Return the database's time."""
-    moment: datetime = db.session.execute(text("SELECT clock_timestamp()")).scalar_one()
+    moment: datetime
+    [(moment,)] = run("SELECT clock_timestamp()")
     return moment
 
 
-def _one(statement: Any, **parameters: Any) -> Session | None:
-    row = db.session.execute(statement, parameters).one_or_none()
-    return Session(*row) if row else None
+def _one(statement: str, **parameters: Any) -> Session | None:
+    rows = _all(statement, **parameters)
+    return rows[0] if rows else None
 
 
-def _all(statement: Any, **parameters: Any) -> list[Session]:
-    return [Session(*row) for row in db.session.execute(statement, parameters)]
+def _all(statement: str, **parameters: Any) -> list[Session]:
+    return [Session(*row) for row in run(statement, **parameters)]

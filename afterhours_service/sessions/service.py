@@ -1,4 +1,4 @@
-"""The use cases of a session. Each commits once; timers and events follow the commit."""
+"""The use cases of a session. Each is one transaction; timers and events follow its commit."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -8,7 +8,7 @@ from psycopg2.errors import ForeignKeyViolation
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from afterhours_service import errors, events, metrics
-from afterhours_service.extensions import current_settings, db
+from afterhours_service.extensions import current_settings
 from afterhours_service.location import Point, blur
 from afterhours_service.log import get_logger
 from afterhours_service.queue import after_commit, current_redis, send
@@ -46,12 +46,15 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
     settings = current_settings()
     secret, length = settings.location_secret.encode(), rules.length(minutes, settings.minute_seconds)
     for _ in range(TRIES):
-        mask, previous = queries.prepare_start(member_id)
-        blurred = blur(place, member_id=member_id, secret=secret, previous=previous)
         try:
-            ran_out, started = queries.start(member_id, length, place, blurred, mask, device)
+            ran_out, started = queries.start(
+                member_id,
+                length,
+                place,
+                lambda previous: blur(place, member_id=member_id, secret=secret, previous=previous),
+                device,
+            )
         except DBAPIError as error:
-            db.session.rollback()
             if device and not error.connection_invalidated:  # it must not block the start: again, without
                 logger.warning("fingerprint not stored", error=type(error.orig).__name__)
                 device = None
@@ -61,17 +64,14 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
             raise
         if started:
             break
-        # Refused: rolled back, so that a session that ran out is left to whoever ends and announces it.
+        # Refused: a session that ran out is left to whoever ends and announces it.
         if not queries.has_profile(member_id):
-            db.session.rollback()
             raise errors.ProfileRequired
         if other := queries.active(member_id):
-            db.session.rollback()
             raise errors.SessionAlreadyActive(session=ActiveSchema().dump(other))
         # The other one ended between the two statements: look again.
     else:
         raise errors.ServiceUnavailable
-    db.session.commit()
     metrics.SESSIONS_STARTED.inc()
     if ran_out:
         _count_end(ran_out, "timeout")
@@ -97,7 +97,6 @@ def extend(member_id: str, minutes: int) -> Session:
     """
     length = rules.length(minutes, current_settings().minute_seconds)
     session = queries.extend(member_id, length)
-    db.session.commit()
     if session is None:
         raise errors.NoActiveSession
     metrics.SESSIONS_EXTENDED.inc()
@@ -123,7 +122,6 @@ def end(member_id: str, reason: str = "user") -> Session:
     Raises NoActiveSession.
     """
     session = queries.end(member_id)
-    db.session.commit()
     if session is None:
         raise errors.NoActiveSession
     announce_end(session, reason)
@@ -165,7 +163,6 @@ def reconcile() -> dict[str, int]:
         overdue = do_what_is_due()
         counts = {"ended": overdue.ended, "warned": overdue.warned, "armed": deadlines.reconcile()}
         run.update(counts)
-    db.session.rollback()
     logger.info("reconciled", **counts)
     return counts
 
@@ -185,7 +182,6 @@ def _end_due() -> int:
     total = 0
     while True:
         ended = queries.end_due(BATCH, LEASE)
-        db.session.commit()
         for session in ended:
             _count_end(session, "timeout")
         _tell(ended)
@@ -203,9 +199,7 @@ def _tell(ended: Sequence[Session]) -> bool:
         return False
     try:
         queries.mark_told(session.id for session in ended)
-        db.session.commit()
     except SQLAlchemyError as error:
-        db.session.rollback()
         logger.warning("expiries will be told twice", error=type(error).__name__)
         return False
     return True
@@ -215,7 +209,6 @@ def _tell_again() -> None:
     """Publish the expiries that nobody has, because a worker died or Redis was away after the commit."""
     while True:
         untold = queries.claim_untold(BATCH, LEASE)
-        db.session.commit()
         if not _tell(untold) or len(untold) < BATCH:
             return
 
@@ -225,7 +218,6 @@ def _warn_due() -> int:
     total = 0
     while True:
         warned = queries.warn_due(BATCH, deadlines.warning_lead())
-        db.session.commit()
         with after_commit() as trip:
             for session in warned:
                 events.publish(
