@@ -101,8 +101,8 @@ def _log_requests(app: Flask) -> None:
         seconds = time.perf_counter() - g.started
         route = request.url_rule.rule if request.url_rule else None  # a path may hold anything
         code = g.get("error_code")
-        logger.info(
-            "request",
+        log.request_line(
+            __name__,
             method=request.method,
             route=route,
             status=response.status_code,
@@ -117,6 +117,8 @@ def _log_requests(app: Flask) -> None:
 
 def _let_go(_error: BaseException | None) -> None:
     """Roll back what a request or job has only read; a connection that died since must not cost it its answer."""
+    if not db.session.registry.has():
+        return
     try:
         db.session.rollback()
     except SQLAlchemyError as error:

@@ -1,8 +1,11 @@
 """Structured logs: one JSON object a line on standard error, each with the request's id where there is one."""
 
+import json
 import logging
 import re
 import sys
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import structlog
@@ -57,6 +60,25 @@ def configure(level: str) -> None:
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """Return a structured logger; `name` is the module's."""
     return cast("structlog.stdlib.BoundLogger", structlog.get_logger(name))
+
+
+def request_line(name: str, **fields: str | float | None) -> None:
+    """Write the line of a request that was answered, as the logger `name` would at level INFO.
+
+    By hand, because there is one for each request: the way that other lines take costs it a tenth of its CPU.
+    """
+    if not logging.getLogger(name).isEnabledFor(logging.INFO):
+        return
+    line = {
+        "event": "request",
+        **fields,
+        **structlog.contextvars.get_contextvars(),
+        "level": "info",
+        "logger": name,
+        "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+    }
+    with suppress(OSError, ValueError):  # a log that is full or closed is no failure
+        sys.stderr.write(json.dumps(line) + "\n")
 
 
 def _without_row_details(_logger: Any, _method: str, event: EventDict) -> EventDict:

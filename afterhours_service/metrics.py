@@ -80,11 +80,9 @@ def watch_pool(engine: Engine) -> None:
     if not isinstance(pool, QueuePool):
         return
 
-    def take(*_: object) -> None:
-        POOL_IN_USE.set(pool.checkedout())
-        POOL_LIMIT.set(pool.size() + pool._max_overflow)  # noqa: SLF001 - there is no other way to ask
-
-    event.listen(engine, "checkout", take)
+    limit = pool.size() + pool._max_overflow  # noqa: SLF001 - there is no other way to ask
+    event.listen(engine, "connect", lambda *_: POOL_LIMIT.set(limit))  # in the process that uses it, after the fork
+    event.listen(engine, "checkout", lambda *_: POOL_IN_USE.set(pool.checkedout()))
     # Told before the connection is back.
     event.listen(engine, "checkin", lambda *_: POOL_IN_USE.set(max(0, pool.checkedout() - 1)))
 

@@ -71,12 +71,12 @@ def test_the_metrics_need_their_token_and_are_nowhere_without_one(client: FlaskC
 def test_a_sessions_life_is_counted(client: FlaskClient, factory: Factory) -> None:
     one, two = factory.member(), factory.member()
     before = scrape(client)
-    for member in (one, two):
-        client.post(f"{API}/session/start", json={"duration": 15, **PLACE}, headers=bearer(member))
-    client.post(f"{API}/session/extend", json={"additionalMinutes": 15}, headers=bearer(one))
+    for member, minutes in ((one, 15), (two, 30)):
+        client.post(f"{API}/session/start", json={"duration": minutes, **PLACE}, headers=bearer(member))
+    client.post(f"{API}/session/extend", json={"additionalMinutes": 30}, headers=bearer(one))
     client.post(f"{API}/session/end", headers=bearer(one))
     assert value(scrape(client), "sessions_active") == 1
-    factory.travel(903)
+    factory.travel(1803)
     assert (value(scrape(client), "sessions_active"), value(scrape(client), "sessions_overdue")) == (0, 1)
     assert 2 < value(scrape(client), "sessions_overdue_seconds") < 30
     with client.application.app_context():

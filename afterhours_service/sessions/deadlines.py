@@ -6,7 +6,7 @@ wheel's (Varghese and Lauck, SOSP 1987).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from redis.client import Pipeline
@@ -37,26 +37,27 @@ def arm_look(trip: Pipeline, now: datetime) -> None:
     arm_timer(trip, _timer(rules.expiry_second(now)))
 
 
-def disarm(trip: Pipeline, expires_at: datetime) -> None:
-    """Cancel the timers of an expiry that no longer stands; `restore` must follow the trip."""
-    for second in _seconds(expires_at):
+def release(trip: Pipeline, expires_at: datetime) -> list[int]:
+    """Cancel those timers of an expiry that no longer stands which no other session needs, and return their seconds.
+
+    Of sessions that leave a second at once, the last to commit finds nobody else. `restore` must follow the trip.
+    """
+    seconds = _seconds(expires_at)
+    needed = _needed(seconds)
+    released = [second for second in seconds if second not in needed]
+    for second in released:
         disarm_timer(trip, _timer(second).id)
         metrics.TIMERS.labels("released").inc()
+    return released
 
 
-def restore(expires_at: datetime) -> None:
-    """Arm again what `disarm` took from other sessions.
+def restore(released: list[int]) -> None:
+    """Arm those again that a session came to need meanwhile.
 
     First cancelled, then asked: in this order no interleaving with another start loses a timer.
     """
-    if is_redis_away():
-        return
-    try:
-        needed = queries.needed_seconds(_seconds(expires_at), warning_lead())
-    except SQLAlchemyError as error:
-        logger.warning("timers left to the reconciliation", error=type(error).__name__)
-        return
-    _arm_all(needed)
+    if released:
+        _arm_all(_needed(released))
 
 
 def reconcile() -> int:
@@ -116,6 +117,17 @@ def _timer(second: int) -> Timer:
 
 def _seconds(expires_at: datetime) -> tuple[int, int]:
     return rules.warning_second(expires_at, current_settings().minute_seconds), rules.expiry_second(expires_at)
+
+
+def _needed(seconds: Sequence[int]) -> set[int]:
+    """Return the seconds that a session needs; all, when that cannot be told: one timer too many does no harm."""
+    if is_redis_away():
+        return set(seconds)
+    try:
+        return queries.needed_seconds(seconds, warning_lead())
+    except SQLAlchemyError as error:
+        logger.warning("timers left as they are", error=type(error).__name__)
+        return set(seconds)
 
 
 def _arm_all(seconds: Iterable[int]) -> None:

@@ -102,7 +102,7 @@ def extend(member_id: str, minutes: int) -> Session:
     metrics.SESSIONS_EXTENDED.inc()
     before = session.expires_at - length
     with after_commit() as trip:
-        deadlines.disarm(trip, before)
+        released = deadlines.release(trip, before)
         deadlines.arm(trip, session.expires_at)
         events.publish(
             trip,
@@ -112,7 +112,7 @@ def extend(member_id: str, minutes: int) -> Session:
             expiresAt=session.expires_at,
             extendedByMinutes=minutes,
         )
-    deadlines.restore(before)
+    deadlines.restore(released)
     return session
 
 
@@ -133,7 +133,7 @@ def announce_end(session: Session, reason: str) -> None:
     ran_out = session.ended_at == session.expires_at
     _count_end(session, "timeout" if ran_out else reason)
     with after_commit() as trip:
-        deadlines.disarm(trip, session.expires_at)
+        released = deadlines.release(trip, session.expires_at)
         if ran_out:
             events.publish(trip, "session_expired", session.user_id, sessionId=str(session.id), reason="timeout")
         else:
@@ -145,7 +145,7 @@ def announce_end(session: Session, reason: str) -> None:
                 endedAt=session.ended_at,
                 reason=reason,
             )
-    deadlines.restore(session.expires_at)
+    deadlines.restore(released)
 
 
 def do_what_is_due() -> Overdue:
