@@ -25,7 +25,7 @@ from afterhours_service import (
 from afterhours_service.blueprint import after_hours, members
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
-from afterhours_service.extensions import api, db, migrate, replace_closed_connections
+from afterhours_service.extensions import api, db, give_back, migrate, replace_closed_connections
 
 logger = log.get_logger(__name__)
 
@@ -65,6 +65,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["after_hours_settings"] = settings
     db.init_app(app)
     app.teardown_appcontext(_let_go)  # before the extension's own, which would raise
+    app.teardown_appcontext(give_back)
     with app.app_context():
         replace_closed_connections(db.engine)
         metrics.watch_pool(db.engine)

@@ -119,11 +119,11 @@ def is_redis_away() -> bool:
 
 @contextmanager
 def after_commit() -> Iterator[Pipeline]:
-    """Collect what a use case tells Redis once it has committed, and send it in one trip.
+    """Collect what a use case tells Redis once it has committed, and send it in one trip, command by command.
 
     Never raises for Redis: what is lost is logged, and made good by the reconciliation.
     """
-    trip = current_redis().pipeline()
+    trip = current_redis().pipeline(transaction=False)
     yield trip
     send(trip)
 

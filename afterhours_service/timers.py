@@ -39,6 +39,15 @@ CLOCK_SECONDS = 5  # how often the database's clock is looked at
 LEASE_SECONDS = 5  # a scheduler that was killed is replaced within this
 QUEUED_SECONDS = 120  # a timer that nobody worked off for so long is left to the reconciliation
 CHUNK = 1000
+# Two keys, the scheduler's and the job's; the timer's id and second, then fields and values of the job.
+_ARM = f"""
+redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+if redis.call('EXISTS', KEYS[2]) == 0 then
+    redis.call('HSET', KEYS[2], 'status', '{JobStatus.SCHEDULED.value}', 'origin', '{TIMERS_QUEUE}',
+        'timeout', {JOB_TIMEOUT_SECONDS}, 'ttl', {QUEUED_SECONDS}, 'result_ttl', 0, 'failure_ttl', {FAILURE_SECONDS},
+        unpack(ARGV, 3))
+end
+"""
 # The job's hash goes with the entry; without one, a worker is at the job, or is about to be.
 _DISARM = "if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then redis.call('DEL', KEYS[2]) end"
 
@@ -56,26 +65,16 @@ class Timer(NamedTuple):
 
 
 def arm_timer(pipeline: Pipeline, timer: Timer) -> None:
-    """Put the timer into the trip; arming it again changes nothing.
+    """Put the timer into the trip; arming it again changes nothing, but for a job that is missing.
 
-    Writes the job as RQ's `Job.save` does, but for what RQ makes up for when it reads it: a sixth of the CPU, and a
+    Writes the job as RQ's `Job.save` does, but for what RQ makes up for when it reads it: a tenth of the CPU, and a
     third of the memory, as Redis keeps a hash of short values in one piece.
     """
-    job = {**_TIMER_JOB, "data": _call(timer.function, timer.args)}
+    fields = {"data": _call(timer.function, timer.args)}
     if request_id := structlog.contextvars.get_contextvars().get("request_id"):
-        job["meta"] = pickle.dumps({"request_id": request_id}, protocol=3)
-    pipeline.hset(Job.key_for(timer.id), mapping=job)
-    pipeline.zadd(SCHEDULED, {timer.id: timer.at})
-
-
-_TIMER_JOB = {
-    "status": JobStatus.SCHEDULED.value,
-    "origin": TIMERS_QUEUE,
-    "timeout": JOB_TIMEOUT_SECONDS,
-    "ttl": QUEUED_SECONDS,
-    "result_ttl": 0,
-    "failure_ttl": FAILURE_SECONDS,
-}
+        fields["meta"] = pickle.dumps({"request_id": request_id}, protocol=3)
+    given = [value for field in fields.items() for value in field]
+    pipeline.eval(_ARM, 2, SCHEDULED, Job.key_for(timer.id), timer.id, timer.at, *given)
 
 
 @functools.lru_cache(maxsize=1000)  # sessions that begin together end together
