@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from benchmarks.load import cleanup, lag, limit
 from benchmarks.load import memory as redis_memory
-from benchmarks.load.members import seed_members
+from benchmarks.load.members import DAY, HOUR, seed_members, seed_sessions
 from benchmarks.load.routes import POOL, ROUTES, Load, Members, measure, median
 from benchmarks.load.stack import ROOT, Stack, stack
 from benchmarks.load.table import table, write_between
+from benchmarks.load.yardstick import express
 from dev.embedded import stop_on_signals
 
 PAGE = ROOT / "docs/performance.md"
@@ -29,14 +30,15 @@ class Node(NamedTuple):
     per_second: int
     p50: int
     p99: int
+    parts: str
     cpu: float
 
 
 NODE = {
-    "status": Node(926, 17, 27, 1.575),
-    "start": Node(467, 33, 72, 3.33),
-    "extend": Node(604, 26, 44, 2.47),
-    "end": Node(682, 23, 44, 2.22),
+    "status": Node(926, 17, 27, "1.08 + 0.49 + 0.005", 1.575),
+    "start": Node(467, 33, 72, "2.04 + 1.09 + 0.20", 3.33),
+    "extend": Node(604, 26, 44, "1.53 + 0.77 + 0.17", 2.47),
+    "end": Node(682, 23, 44, "1.40 + 0.67 + 0.15", 2.22),
 }
 
 
@@ -61,6 +63,7 @@ class Plan:
 
 
 OURS, BULLMQ, RQ = "this service", "BullMQ, a job per session", "rq-scheduler, a job per session"
+EXPRESS, NODE_SERVICE = "Express, the usual way", "the Node service, as told"
 FULL = Plan(
     runs=3,
     run_seconds=4,
@@ -106,10 +109,11 @@ def main() -> None:
 
 def requests(plan: Plan) -> str:
     """Measure the hot routes, the limit that PostgreSQL sets, Redis, and how each grows with the sessions there are."""
-    main_rows: list[list[str]] = []
-    growth_rows: list[list[str]] = []
-    with stack() as running:
-        members = Members(running, plan.pool)
+    rows: dict[str, list[list[str]]] = {"requests": [], "limits": [], "growth": []}
+    with stack() as running, stack(parts=()) as idle, express(idle) as usual:
+        members, their_members = Members(running, plan.pool), Members(usual, plan.pool)
+        seed_members(usual, plan.pool + 1, plan.pool + plan.sizes[1])
+        seed_sessions(usual, plan.pool + 1, plan.pool + plan.sizes[1], at=int(time.time()) + DAY, spread=HOUR)
         heading = f"Measured on {_machine(running)}."
         seeded = plan.pool
         for size in plan.sizes:
@@ -118,48 +122,42 @@ def requests(plan: Plan) -> str:
             seeded = last
             held = redis_memory.measure(running, first=plan.pool + 1, last=last)
             _say(f"{size} sessions: {held}")
-            loads = {}
+            found = {}
             for route in ROUTES:
-                runs = [measure(running, members, route, plan.run_seconds) for _ in range(plan.runs)]
-                loads[route.name] = median(runs)
-                _say(f"{size} sessions: {route.name} {loads[route.name]}")
+                loads, theirs = [], []
+                for _ in range(plan.runs):
+                    loads.append(measure(running, members, route, plan.run_seconds))
+                    if size == plan.sizes[1]:
+                        theirs.append(measure(usual, their_members, route, plan.run_seconds))
+                found[route.name] = median(loads)
+                _say(f"{size} sessions: {route.name} {found[route.name]}")
+                if theirs:
+                    rows["requests"] += _request_rows(route.name, found[route.name], median(theirs))
+                    allowed = [limit.measure(running, members, route, plan.run_seconds) for _ in range(plan.runs)]
+                    rows["limits"].append(_limit_row(route.name, found[route.name], statistics.median(allowed)))
             late = _lag(running, _ours, Case(1_000, 1, plan.runs), lead=8)
-            growth_rows.append(
+            rows["growth"].append(
                 [
                     f"{size:,}",
-                    *(f"{load.cpu:.2f}, {load.per_second:.0f}/s, {load.p99:.0f} ms" for load in loads.values()),
+                    *(f"{load.cpu:.2f}, {load.per_second:.0f}/s, {load.p99:.0f} ms" for load in found.values()),
                     f"{late.most:.2f} s",
                     f"{held.bytes / size:.0f} B",
                     f"{held.timers:,}",
                 ]
             )
-            if size == plan.sizes[1]:
-                for route in ROUTES:
-                    allowed = statistics.median(
-                        limit.measure(running, members, route, plan.run_seconds) for _ in range(plan.runs)
-                    )
-                    main_rows.append(_request_row(route.name, loads[route.name], allowed))
     return "\n\n".join(
         [
             heading,
             f"### Requests, with {plan.sizes[1]:,} sessions active",
             table(
-                [
-                    "request",
-                    "per second (Node)",
-                    "p50 / p99 ms (Node)",
-                    "CPU: service + PostgreSQL + Redis",
-                    "sum (Node)",
-                    "of Node's",
-                    "generator's CPU",
-                    "pgbench",
-                    "of that",
-                ],
-                main_rows,
+                ["request", "", "per second", "p50 / p99 ms", "CPU: service + PostgreSQL + Redis", "sum", "ours is"],
+                rows["requests"],
             ),
+            "### What PostgreSQL allows",
+            table(["request", "pgbench", "this service", "of that", "the generator's CPU"], rows["limits"]),
             "### Growth by active sessions",
             "CPU, throughput and p99 of a request; lag of the last of 1,000 ends in the same second; Redis and timers.",
-            table(["sessions", *(route.name for route in ROUTES), "lag", "Redis", "timers"], growth_rows),
+            table(["sessions", *(route.name for route in ROUTES), "lag", "Redis", "timers"], rows["growth"]),
         ]
     )
 
@@ -228,19 +226,27 @@ def _lag(running: Stack, arms: Callable[[Stack], AbstractContextManager[lag.Arm]
     return lag.Lag(*(statistics.median(figures) for figures in zip(*measured, strict=True)))
 
 
-def _request_row(name: str, load: Load, allowed: float) -> list[str]:
+def _request_rows(name: str, ours: Load, theirs: Load) -> list[list[str]]:
     node = NODE[name]
+    rows = [_load_row(label, load) for label, load in ((OURS, ours), (EXPRESS, theirs))]
+    rows.append([NODE_SERVICE, str(node.per_second), f"{node.p50} / {node.p99}", node.parts, f"{node.cpu:.2f}"])
+    compared = ["", *(f"× {ours.cpu / cpu:.2f}" for cpu in (theirs.cpu, node.cpu))]
+    return [[name if not i else "", *row, ratio] for i, (row, ratio) in enumerate(zip(rows, compared, strict=True))]
+
+
+def _load_row(label: str, load: Load) -> list[str]:
     return [
-        name,
-        f"{load.per_second:.0f} ({node.per_second})",
-        f"{load.p50:.0f} / {load.p99:.0f} ({node.p50} / {node.p99})",
-        f"{load.service:.2f} + {load.postgresql:.2f} + {load.redis:.2f}",
-        f"{load.cpu:.2f} ({node.cpu:.2f})",
-        f"{load.cpu / node.cpu:.2f}",
-        f"{load.generator:.2f}",
-        f"{allowed:.0f}/s",
-        f"{load.per_second / allowed:.0%}",
+        label,
+        f"{load.per_second:.0f}",
+        f"{load.p50:.0f} / {load.p99:.0f}",
+        f"{load.service:.2f} + {load.postgresql:.2f} + {load.redis:.3f}",
+        f"{load.cpu:.2f}",
     ]
+
+
+def _limit_row(name: str, ours: Load, allowed: float) -> list[str]:
+    share = f"{ours.per_second / allowed:.0%}"
+    return [name, f"{allowed:.0f}/s", f"{ours.per_second:.0f}/s", share, f"{ours.generator:.2f}"]
 
 
 def _machine(running: Stack) -> str:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from benchmarks.load.members import drop_sessions, seed_sessions
 from benchmarks.load.stack import ROOT, Stack, wait_for
+from benchmarks.load.yardstick import node
 
 CHANNEL = "after_hours:events"
 EXPIRED = "after_hours:session_expired"
 PATIENCE_SECONDS = 180  # after the last expiry
-BULLMQ = Path(__file__).parent / "yardstick/bullmq"
 
 Arm = Callable[[int], None]  # takes the last second that sessions expire at; returns when their timers are armed
 
@@ -77,9 +77,7 @@ def rq_per_session(stack: Stack) -> Iterator[Arm]:
 @contextlib.contextmanager
 def bullmq(stack: Stack) -> Iterator[Arm]:
     """Arm by one delayed job of BullMQ per session."""
-    if not (BULLMQ / "node_modules").exists():
-        subprocess.run(["npm", "ci", "--no-fund", "--no-audit"], cwd=BULLMQ, check=True, capture_output=True)
-    with _yardstick(stack, ["node", str(BULLMQ / "expire.js")]) as arm:
+    with _yardstick(stack, node("expire.js")) as arm:
         yield arm
 
 

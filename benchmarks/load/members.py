@@ -7,7 +7,8 @@ import jwt
 
 from benchmarks.load.stack import SECRET, Stack
 
-HOUR = 3600
+HOUR = 3600  # seconds
+DAY = 24 * HOUR
 
 
 def seed_members(stack: Stack, first: int, last: int) -> None:
@@ -58,7 +59,7 @@ def drop_sessions(stack: Stack, first: int, last: int) -> None:
 
 def write_tokens(path: Path, first: int, last: int) -> None:
     """Write the tokens of the members numbered first…last as a Lua table."""
-    expiry = int(time.time()) + 24 * HOUR
+    expiry = int(time.time()) + DAY
     tokens = (
         jwt.encode({"userId": f"member-{n}", "iat": expiry, "exp": expiry}, SECRET, algorithm="HS256")
         for n in range(first, last + 1)

@@ -70,7 +70,8 @@ class Members:
         if route.has_session:
             at = int(time.time()) + HOUR
             seed_sessions(stack, 1, self.pool, at=at, spread=HOUR)
-            stack.reconcile(at + HOUR - 1)
+            if "scheduler" in stack.processes:
+                stack.reconcile(at + HOUR - 1)
         stack.settle()
 
 

@@ -78,7 +78,7 @@ class Stack:
 
     def rest(self) -> None:
         """Wait until the requests that a generator left behind are answered."""
-        wait_for(lambda: _is_ready(self.url), START_SECONDS)
+        wait_for(lambda: is_ready(self.url), START_SECONDS)
         time.sleep(0.3)
 
     def settle(self) -> None:
@@ -99,7 +99,7 @@ def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "schedul
         place = running.enter_context(home(folder))
         database_url = running.enter_context(postgres(place))
         redis_url, redis_pid = running.enter_context(valkey(place, options=()))
-        port = _free_port()
+        port = free_port()
         environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
             "DATABASE_URL": database_url,
@@ -118,7 +118,7 @@ def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "schedul
         processes = running.enter_context(_processes(commands, root, environment, folder / "service.log"))
         url = f"http://127.0.0.1:{port}"
         if "web" in commands:
-            wait_for(lambda: _is_ready(url), START_SECONDS)
+            wait_for(lambda: is_ready(url), START_SECONDS)
         if "scheduler" in commands:
             wait_for(lambda: redis.zscore(SCHEDULED, RECONCILE) is not None, START_SECONDS)
         yield Stack(
@@ -194,7 +194,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _is_ready(url: str) -> bool:
+def is_ready(url: str) -> bool:
+    """Tell whether the service at `url` says that it can serve."""
     try:
         with urlopen(f"{url}/readyz", timeout=2):  # noqa: S310 - our own
             return True
@@ -202,7 +203,8 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens to."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
