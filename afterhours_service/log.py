@@ -15,6 +15,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # PostgreSQL tells the whole row of a violated CHECK, and the line of the statement, with its values, where it stumbled;
 # psycopg2 repeats them, up to an empty line.
 _ROW_DETAIL = re.compile(r"^(DETAIL|CONTEXT|QUERY|LINE \d+):.*?(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
+_handler = logging.StreamHandler()
 
 
 def configure(level: str) -> None:
@@ -38,8 +39,8 @@ def configure(level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
+    _handler.stream = sys.stderr  # setStream would flush the one before, which may be closed
+    _handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[
@@ -49,9 +50,7 @@ def configure(level: str) -> None:
         )
     )
     root = logging.getLogger()
-    for ours in [h for h in root.handlers if isinstance(h.formatter, structlog.stdlib.ProcessorFormatter)]:
-        root.removeHandler(ours)
-    root.addHandler(handler)
+    root.addHandler(_handler)
     root.setLevel(level)
     for noisy in ("rq.worker", "rq.job", "alembic.runtime.migration", "pyvips"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
@@ -78,7 +77,7 @@ def request_line(name: str, **fields: str | float | None) -> None:
         "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
     }
     with suppress(OSError, ValueError):  # a log that is full or closed is no failure
-        sys.stderr.write(json.dumps(line) + "\n")
+        _handler.stream.write(json.dumps(line) + "\n")
 
 
 def _without_row_details(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -57,6 +57,11 @@ class Blueprint(SmorestBlueprint):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.failures = failures
 
+    def arguments(self, schema: type[ma.Schema], **kwargs: Any) -> Callable[[View], View]:
+        """Read the arguments of a route by a schema, which is made once: to make one takes as long as to use it."""
+        decorate: Callable[[View], View] = super().arguments(schema(), **kwargs)
+        return decorate
+
     @staticmethod
     def fails(*failures: type[AppError]) -> Callable[[View], View]:
         """Name the failures of a route's own, for the API's description."""

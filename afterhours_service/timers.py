@@ -34,8 +34,9 @@ logger = get_logger(__name__)
 
 SCHEDULED: str = RqScheduler.scheduled_jobs_key
 LEASE: str = RqScheduler.scheduler_lock_key
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.05
 CLOCK_SECONDS = 5  # how often the database's clock is looked at
+LOOK_SECONDS = 1  # how often the lease is renewed, and the periodic jobs are looked for
 LEASE_SECONDS = 5  # a scheduler that was killed is replaced within this
 QUEUED_SECONDS = 120  # a timer that nobody worked off for so long is left to the reconciliation
 CHUNK = 1000
@@ -140,6 +141,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
         self._seconds_behind = seconds_behind
         self._behind = 0.0
         self._next_clock = 0.0  # time.monotonic()
+        self._next_lease = 0.0  # time.monotonic()
         self._stopped = False
         self._catch_up = True  # what was missed before the first round, or while Redis was away, is looked for at once
         self._next_look = 0.0  # time.monotonic()
@@ -178,18 +180,20 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
                 logger.warning("the clock is not the database's", seconds_behind=round(behind, 1))
 
     def tick(self) -> None:
-        """Do one round, if this scheduler is the active one: periodic jobs each second, due jobs each time."""
-        active = self.acquire_lock()
-        metrics.SCHEDULER_ACTIVE.set(active)
-        if not active:
-            self._catch_up = True
-            return
+        """Do a round, if this scheduler is the active one: lease and periodic jobs each second, due jobs each time."""
+        if time.monotonic() >= self._next_lease:
+            active = self.acquire_lock()
+            metrics.SCHEDULER_ACTIVE.set(active)
+            if not active:
+                self._catch_up = True
+                return
+            self._next_lease = time.monotonic() + LOOK_SECONDS
         if self._catch_up or time.monotonic() >= self._next_clock:
             self.look_at_the_clock()
             self._next_clock = time.monotonic() + CLOCK_SECONDS
         if self._catch_up or time.monotonic() >= self._next_look:
             self.register_periodic(at_once=self._catch_up)
-            self._catch_up, self._next_look = False, time.monotonic() + 1
+            self._catch_up, self._next_look = False, time.monotonic() + LOOK_SECONDS
         self.enqueue_jobs()
 
     def stop(self) -> None:

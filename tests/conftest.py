@@ -108,6 +108,8 @@ def make_settings(database_url: str, redis_url: str, **others: Any) -> Settings:
         "log_level": "WARNING",
         "location_secret": SECRET,
         "ratelimit_enabled": False,
+        # Each test has a database of its own, and so a folder.
+        "storage_folder": Path(os.environ["TEST_FOLDER"], "photos", database_url.rpartition("/")[2].partition("?")[0]),
     }
     return Settings(**{**given, **others})
 

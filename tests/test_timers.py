@@ -224,8 +224,9 @@ def test_a_periodic_job_whose_hash_was_overwritten_is_registered_again(
 
 
 @pytest.fixture
-def pair(redis: Redis) -> tuple[Scheduler, Scheduler]:
-    """Return two schedulers, the first of which is the active one."""
+def pair(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> tuple[Scheduler, Scheduler]:
+    """Return two schedulers that look at the lease in each round, and the first of which is the active one."""
+    monkeypatch.setattr(timers, "LOOK_SECONDS", 0)
     first, second = Scheduler(redis, (MINUTELY,)), Scheduler(redis, (MINUTELY,))
     first.tick()
     second.tick()

@@ -74,7 +74,7 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
         raise errors.ServiceUnavailable
     metrics.SESSIONS_STARTED.inc()
     if ran_out:
-        _count_end(ran_out, "timeout")
+        _count_ends("timeout", ran_out)
     with after_commit() as trip:
         if ran_out:
             deadlines.arm_look(trip, ran_out.now)  # a worker tells of it
@@ -131,7 +131,7 @@ def end(member_id: str, reason: str = "user") -> Session:
 def announce_end(session: Session, reason: str) -> None:
     """Tell of a session that has just been ended and committed, and give its timers back; one that ran out, too."""
     ran_out = session.ended_at == session.expires_at
-    _count_end(session, "timeout" if ran_out else reason)
+    _count_ends("timeout" if ran_out else reason, session)
     with after_commit() as trip:
         released = deadlines.release(trip, session.expires_at)
         if ran_out:
@@ -172,19 +172,19 @@ def list_active(limit: int) -> list[Session]:
     return queries.list_active(limit)
 
 
-def _count_end(session: Session, reason: str) -> None:
-    metrics.SESSIONS_ENDED.labels(reason).inc()
+def _count_ends(reason: str, *ended: Session) -> None:
+    metrics.SESSIONS_ENDED.labels(reason).inc(len(ended))
     if reason == "timeout":
-        metrics.EXPIRY_LAG.observe((session.now - session.expires_at).total_seconds())
+        for session in ended:
+            metrics.EXPIRY_LAG.observe((session.now - session.expires_at).total_seconds())
 
 
 def _end_due() -> int:
     total = 0
     while True:
         ended = queries.end_due(BATCH, LEASE)
-        for session in ended:
-            _count_end(session, "timeout")
         _tell(ended)
+        _count_ends("timeout", *ended)
         total += len(ended)
         if len(ended) < BATCH:
             return total

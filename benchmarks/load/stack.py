@@ -107,6 +107,7 @@ def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "schedul
             "JWT_SECRET": SECRET,
             "LOCATION_SECRET": SECRET,
             "RATELIMIT_ENABLED": "false",
+            "WEB_CONCURRENCY": str(2 * (os.cpu_count() or 1)),
             "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}",
         }
         upgrade = [sys.executable, "-m", "flask", "--app", "afterhours_service", "db", "upgrade"]
