@@ -5,6 +5,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from urllib.request import urlopen
 import psycopg2
 from redis import Redis
 
-from benchmarks.load.cpu import CpuMeter
+from benchmarks.load.cpu import CpuMeter, children
 from dev.embedded import Home, home, postgres, valkey
 
 ROOT = Path(__file__).parent.parent.parent
@@ -76,6 +77,14 @@ class Stack:
         self.redis.zadd(SCHEDULED, {RECONCILE: time.time()})
         wait_for(lambda: (self.redis.zscore(SCHEDULED, RECONCILE) or 0) > time.time(), START_SECONDS)  # type: ignore[operator]
 
+    def scale(self, workers: int) -> None:
+        """Let gunicorn have so many worker processes, and wait until it has."""
+        master = self.processes["web"]
+        while missing := workers - len(children(master)):
+            os.kill(master, signal.SIGTTIN if missing > 0 else signal.SIGTTOU)
+            time.sleep(1)
+        self.rest()
+
     def rest(self) -> None:
         """Wait until the requests that a generator left behind are answered."""
         wait_for(lambda: is_ready(self.url), START_SECONDS)
@@ -107,7 +116,6 @@ def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "schedul
             "JWT_SECRET": SECRET,
             "LOCATION_SECRET": SECRET,
             "RATELIMIT_ENABLED": "false",
-            "WEB_CONCURRENCY": str(2 * (os.cpu_count() or 1)),
             "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}",
         }
         upgrade = [sys.executable, "-m", "flask", "--app", "afterhours_service", "db", "upgrade"]
