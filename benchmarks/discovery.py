@@ -24,7 +24,7 @@ from sqlalchemy import event, text
 
 from afterhours_service import create_app
 from afterhours_service.discovery import queries, rules
-from afterhours_service.extensions import db
+from afterhours_service.extensions import cursor, db
 from afterhours_service.location import Point
 from afterhours_service.sessions import service as sessions
 from dev.embedded import home, postgres, stop_on_signals, valkey
@@ -173,12 +173,12 @@ def _ask(member: str, wish: str, ask: Callable[[queries.Asker], int]) -> tuple[f
     """Return the milliseconds, those of the server's processor, and the answer; nothing stays changed."""
     if wish:
         db.session.execute(text(CHANGE.format(wish)), {"id": member})
-    cpu, started = _cpu(), time.perf_counter()
+    cpu, started = _session_cpu(), time.perf_counter()
     me = queries.asker(member)
     assert me
     answer = ask(me)
     milliseconds = (time.perf_counter() - started) * 1000
-    cpu = _cpu() - cpu
+    cpu = _session_cpu() - cpu
     db.session.rollback()
     return milliseconds, cpu, answer
 
@@ -237,18 +237,23 @@ def _measure_starts(starts: int) -> None:
 
 def _start(member: str) -> tuple[float, float]:
     place = Point(52.52 + random.gauss(0, 0.05), 13.405 + random.gauss(0, 0.08))
-    cpu, started = _cpu() + time.process_time() * 1000, time.perf_counter()
+    with cursor() as opened:
+        pid: int = opened.connection.info.backend_pid
+    cpu, started = _cpu(pid) + time.process_time() * 1000, time.perf_counter()
     sessions.start(member, 60, place, None)
     milliseconds = (time.perf_counter() - started) * 1000
-    return milliseconds, _cpu() + time.process_time() * 1000 - cpu
+    return milliseconds, _cpu(pid) + time.process_time() * 1000 - cpu
 
 
-def _cpu() -> float:
-    """Return the processor time, in ms, that the server's process of this session has had; 0 where it cannot be seen.
+def _session_cpu() -> float:
+    return _cpu(db.session.connection().connection.driver_connection.info.backend_pid)  # type: ignore[union-attr]
+
+
+def _cpu(pid: int) -> float:
+    """Return the processor time, in ms, that a process of the server's has had; 0 where it cannot be seen.
 
     On a machine that others use as well it says more than the clock.
     """
-    pid: int = db.session.connection().connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
     stat = Path(f"/proc/{pid}/schedstat")
     return float(stat.read_text().split()[0]) / 1e6 if stat.exists() else 0.0
 

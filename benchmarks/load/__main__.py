@@ -195,14 +195,18 @@ def nightly(plan: Plan) -> str:
         _say("seeded")
         found = cleanup.measure(running, members)
     rows = [[name, f"{count:,}"] for name, count in found.rows.items()]
-    slower = [[name, f"{ms:.0f} ms", f"{found.beside[name]:.0f} ms"] for name, ms in found.without.items()]
+    slower = [
+        [name, *(f"{ms:.0f} ms" for ms in (felt.p99, found.beside[name].p99, felt.most, found.beside[name].most))]
+        for name, felt in found.without.items()
+    ]
     return "\n\n".join(
         [
             f"### Nightly cleanup: {found.seconds:.1f} s",
             ", ".join(f"{count:,} {name}" for name, count in plan.cleanup.items())
-            + f". The worker held {found.before:.0f} MiB before, {found.most:.0f} at most. One run.",
+            + f". The worker was killed (-9) halfway, and another went on; it held {found.before:.0f} MiB before, "
+            f"{found.most:.0f} at most. The longest transaction took {found.transaction:.2f} s. One run.",
             table(["worked off", "rows"], rows),
-            table(["p99 of a request", "without", "beside the cleanup"], slower),
+            table(["a request", "p99 without", "p99 beside the cleanup", "slowest without", "beside"], slower),
         ]
     )
 

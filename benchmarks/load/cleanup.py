@@ -18,15 +18,27 @@ WRITES = tuple(route for route in ROUTES if route.method == "POST")
 MEBIBYTE = 1 << 20
 
 
+class Felt(NamedTuple):
+    """What requests felt, in milliseconds."""
+
+    p99: float
+    most: float
+
+
 class Cleanup(NamedTuple):
-    """Seconds in all, rows worked off, MiB of the worker before and at most, and p99 (ms) by route without and with."""
+    """What a night showed.
+
+    seconds: all of it. rows: what was worked off. before, most: MiB of the worker. transaction: seconds of the longest
+    of the service's, as far as ten looks a second see it. without, beside: what requests felt, by route.
+    """
 
     seconds: float
     rows: dict[str, int]
     before: float
     most: float
-    without: dict[str, float]
-    beside: dict[str, float]
+    transaction: float
+    without: dict[str, Felt]
+    beside: dict[str, Felt]
 
 
 def seed(stack: Stack, first: int, *, sessions: int, overdue: int, declines: int, fingerprints: int) -> None:
@@ -77,41 +89,56 @@ def seed(stack: Stack, first: int, *, sessions: int, overdue: int, declines: int
     stack.execute("CHECKPOINT")
 
 
-def measure(stack: Stack, members: Members, *, quiet_chunks: int = 2) -> Cleanup:
+def measure(stack: Stack, members: Members, *, quiet_chunks: int = 2, interrupt: bool = True) -> Cleanup:
     """Run the cleanup as the night does, by its job, beside a start, an extension and an end at a time.
 
     The worker is paused since before the tables were filled, or it would have ended what is overdue.
+    interrupt: kill the worker (-9) when half is done; another one goes on, at what would be the next night's run.
     """
-    worker = stack.processes["worker"]
     load = _Load(stack, members)
     with ThreadPoolExecutor(1) as pool:
         without = [load.chunk() for _ in range(quiet_chunks)]
         counts = _counts(stack)
-        before = most = resident_bytes(worker)
+        before = most = resident_bytes(stack.processes["worker"])
+        longest = 0.0
         begin = time.monotonic()
         stack.redis.zadd(SCHEDULED, {JOB: time.time()})
-        os.kill(worker, signal.SIGCONT)
+        os.kill(stack.processes["worker"], signal.SIGCONT)
         beside = []
         ended: float | None = None
         while ended is None:
             running = pool.submit(load.chunk)
             while not running.done():
                 time.sleep(0.1)
-                most = max(most, resident_bytes(worker))
+                most = max(most, resident_bytes(stack.processes["worker"]))
+                longest = max(longest, stack.execute(_LONGEST)[0][0])
+                if interrupt and not _is_left(stack, *FIRST_HALF):
+                    interrupt = False
+                    os.kill(stack.processes["worker"], signal.SIGKILL)
+                    stack.start("worker")
+                    stack.redis.zadd(SCHEDULED, {JOB: time.time()})
                 if ended is None and not _is_left(stack):
                     ended = time.monotonic() - begin
             beside.append(running.result())
             if time.monotonic() - begin > PATIENCE_SECONDS:
                 raise RuntimeError(f"the cleanup left {_counts(stack)}")
-    worked_off = {name: rows for name, rows in counts.items() if rows}
     return Cleanup(
         ended,
-        worked_off,
+        {name: rows for name, rows in counts.items() if rows},
         before / MEBIBYTE,
         most / MEBIBYTE,
-        {route.name: max(chunk[route.name] for chunk in without) for route in WRITES},
-        {route.name: max(chunk[route.name] for chunk in beside) for route in WRITES},
+        longest,
+        _worst(without),
+        _worst(beside),
     )
+
+
+def _worst(chunks: list[dict[str, Felt]]) -> dict[str, Felt]:
+    """Return, of all chunks, the highest p99 and the slowest request of each route."""
+    return {
+        route.name: Felt(max(c[route.name].p99 for c in chunks), max(c[route.name].most for c in chunks))
+        for route in WRITES
+    }
 
 
 class _Load:
@@ -126,18 +153,18 @@ class _Load:
             if route.has_session:
                 seed_sessions(stack, begin + 1, begin + third, at=int(time.time()) + HOUR, spread=HOUR)
 
-    def chunk(self) -> dict[str, float]:
-        """Return the p99 of each route, in milliseconds, over CHUNK_SECONDS."""
+    def chunk(self) -> dict[str, Felt]:
+        """Return what each route's requests felt over CHUNK_SECONDS."""
         with ThreadPoolExecutor(len(WRITES)) as pool:
             return dict(pool.map(self._one, WRITES))
 
-    def _one(self, route: Route) -> tuple[str, float]:
+    def _one(self, route: Route) -> tuple[str, Felt]:
         skip = self._next[route]
         found = run_wrk(self._stack.url, self._members.tokens, route, CHUNK_SECONDS, connections=1, skip=skip)
         if found["refused"] or found["broken"]:
             raise RuntimeError(f"{route.name}: {found}")
         self._next[route] += found["requests"] + 1
-        return route.name, found["p99"] / 1000
+        return route.name, Felt(found["p99"] / 1000, found["most"] / 1000)
 
 
 # But for what has become due since the run began.
@@ -147,11 +174,17 @@ _LEFT = {
     "old sessions": "after_hours_sessions WHERE ended_at < now() - interval '7 days 10 minutes'",
     "orphaned fingerprints": "device_fingerprints WHERE session_id IS NULL",
 }
+FIRST_HALF = ("overdue sessions", "old declines")  # the first things that a cleanup does
+_LONGEST = """
+    SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float FROM pg_stat_activity
+    WHERE application_name = 'after-hours' AND state <> 'idle'
+"""
 
 
 def _counts(stack: Stack) -> dict[str, int]:
     return {name: stack.execute(f"SELECT count(*) FROM {rows}")[0][0] for name, rows in _LEFT.items()}  # noqa: S608
 
 
-def _is_left(stack: Stack) -> bool:
-    return any(stack.execute(f"SELECT EXISTS (SELECT FROM {rows})")[0][0] for rows in _LEFT.values())  # noqa: S608
+def _is_left(stack: Stack, *names: str) -> bool:
+    tables = [_LEFT[name] for name in names or _LEFT]
+    return any(stack.execute(f"SELECT EXISTS (SELECT FROM {rows})")[0][0] for rows in tables)  # noqa: S608

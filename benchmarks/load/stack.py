@@ -22,7 +22,7 @@ import psycopg2
 from redis import Redis
 
 from benchmarks.load.cpu import CpuMeter, children
-from dev.embedded import Home, home, postgres, valkey
+from dev.embedded import Home, guarded, home, postgres, release, valkey
 
 ROOT = Path(__file__).parent.parent.parent
 SECRET = secrets.token_urlsafe(48)
@@ -38,8 +38,8 @@ RECONCILE = "after-hours-reconcile"
 class Stack:
     """A running service, and what a measurement needs to know of it.
 
-    database: a psycopg2 connection in autocommit. processes: the ids of the Procfile's. pids: those of the first
-    processes of each part.
+    database: a psycopg2 connection in autocommit. commands: the Procfile's, by name; processes: their ids.
+    pids: those of the first processes of each part.
     """
 
     root: Path
@@ -49,8 +49,20 @@ class Stack:
     database: Any
     redis: Redis
     environment: dict[str, str]
+    commands: dict[str, list[str]]
     processes: dict[str, int]
     pids: dict[str, list[int]]
+    running: contextlib.ExitStack
+
+    def start(self, name: str) -> None:
+        """Start a process of the Procfile; it ends with the stack, or with this process, however that ends."""
+        with (self.place.state / "service.log").open("ab") as log:
+            process = guarded(
+                self.commands[name], signal.SIGTERM, cwd=self.root, env=self.environment, stdout=log, stderr=log
+            )
+        self.running.callback(_stop, process)
+        self.processes[name] = process.pid
+        self.pids["service"] = [*self.processes.values()]
 
     def execute(self, statement: str, *parameters: Any) -> list[Any]:
         """Run a statement in its own transaction, and return its rows."""
@@ -123,28 +135,30 @@ def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "schedul
         database = running.enter_context(contextlib.closing(psycopg2.connect(database_url)))
         database.autocommit = True
         redis = running.enter_context(Redis.from_url(redis_url))
-        commands = {name: command for name, command in procfile(root).items() if name in parts}
-        processes = running.enter_context(_processes(commands, root, environment, folder / "service.log"))
-        url = f"http://127.0.0.1:{port}"
-        if "web" in commands:
-            wait_for(lambda: is_ready(url), START_SECONDS)
-        if "scheduler" in commands:
-            wait_for(lambda: redis.zscore(SCHEDULED, RECONCILE) is not None, START_SECONDS)
-        yield Stack(
+        stack = Stack(
             root=root,
-            url=url,
+            url=f"http://127.0.0.1:{port}",
             place=place,
             database_url=database_url,
             database=database,
             redis=redis,
             environment=environment,
-            processes=processes,
+            commands={name: command for name, command in procfile(root).items() if name in parts},
+            processes={},
             pids={
-                "service": [*processes.values()],
+                "service": [],
                 "PostgreSQL": [int((place.path / "pg/postmaster.pid").read_text().split()[0])],
                 "Redis": [redis_pid],
             },
+            running=running,
         )
+        for name in stack.commands:
+            stack.start(name)
+        if "web" in parts:
+            wait_for(lambda: is_ready(stack.url), START_SECONDS)
+        if "scheduler" in parts:
+            wait_for(lambda: redis.zscore(SCHEDULED, RECONCILE) is not None, START_SECONDS)
+        yield stack
 
 
 def procfile(root: Path) -> dict[str, list[str]]:
@@ -162,38 +176,6 @@ def wait_for(condition: Any, seconds: float) -> None:
         time.sleep(0.05)
 
 
-@contextlib.contextmanager
-def _processes(
-    commands: dict[str, list[str]], root: Path, environment: dict[str, str], log: Path
-) -> Iterator[dict[str, int]]:
-    """Run the commands, and yield their process ids by name."""
-    with log.open("ab") as output, contextlib.ExitStack() as running:
-        processes = {}
-        for name, command in commands.items():
-            process = subprocess.Popen(
-                command,
-                cwd=root,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-            running.callback(_stop, process)
-            processes[name] = process.pid
-        # Ends them even if this process is killed: its standard input closes then.
-        watchdog = running.enter_context(
-            subprocess.Popen(
-                ["/bin/sh", "-c", 'read _; kill "$@"', "sh", *map(str, processes.values())],
-                stdin=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        )
-        running.callback(watchdog.kill)
-        yield processes
-
-
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
@@ -201,6 +183,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    release(process)
 
 
 def is_ready(url: str) -> bool:
