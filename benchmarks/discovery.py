@@ -82,8 +82,8 @@ WORLD = """
 """
 
 STARTERS = """
-    INSERT INTO users (id, provider) SELECT 'starter-' || n, 'bench' FROM generate_series(0, :starts) AS n
-        ON CONFLICT DO NOTHING;
+    INSERT INTO users (id, provider, after_hours_consent)
+        SELECT 'starter-' || n, 'bench', true FROM generate_series(0, :starts) AS n ON CONFLICT DO NOTHING;
     INSERT INTO after_hours_profiles (user_id) SELECT id FROM users WHERE provider = 'bench' AND id LIKE 'starter-%'
         ON CONFLICT DO NOTHING;
 """
