@@ -16,15 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psycopg2
 from flask_migrate import upgrade
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from afterhours_service import create_app
 from afterhours_service.discovery import queries, rules
-from afterhours_service.extensions import cursor, db
+from afterhours_service.extensions import cursor, db, run
 from afterhours_service.location import Point
 from afterhours_service.sessions import service as sessions
 from dev.embedded import home, postgres, stop_on_signals, valkey
@@ -97,9 +96,10 @@ ASKERS = {
     "few fit: non-binary, 40 to 45, 200 km": "'Non-binary', 40, 45, 200",
     "few fit: any, 64 to 67, 200 km": "'Any', 64, 67, 200",
 }
-CHANGE = (
-    "UPDATE after_hours_preferences SET (seeking_gender, min_age, max_age, max_distance_km) = ({}) WHERE user_id = :id"
-)
+CHANGE = """
+    UPDATE after_hours_preferences SET (seeking_gender, min_age, max_age, max_distance_km) = ({}) WHERE user_id = %(id)s
+"""
+AS_IT_WAS = "SELECT seeking, min_age, max_age, km FROM bench WHERE id = %(id)s"
 
 
 def main() -> None:
@@ -172,14 +172,15 @@ def _measure(members: list[str]) -> None:
 def _ask(member: str, wish: str, ask: Callable[[queries.Asker], int]) -> tuple[float, float, int]:
     """Return the milliseconds, those of the server's processor, and the answer; nothing stays changed."""
     if wish:
-        db.session.execute(text(CHANGE.format(wish)), {"id": member})
-    cpu, started = _session_cpu(), time.perf_counter()
+        run(CHANGE.format(wish), id=member)
+    cpu, started = _cpu(), time.perf_counter()
     me = queries.asker(member)
     assert me
     answer = ask(me)
     milliseconds = (time.perf_counter() - started) * 1000
-    cpu = _session_cpu() - cpu
-    db.session.rollback()
+    cpu = _cpu() - cpu
+    if wish:
+        run(CHANGE.format(AS_IT_WAS), id=member)
     return milliseconds, cpu, answer
 
 
@@ -193,20 +194,15 @@ def _count(me: queries.Asker) -> int:
 
 def _explain(member: str) -> None:
     """Print the plan of a page, for a random member and for one whom nobody fits."""
-
-    def explain(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
-        return statement.replace("SELECT", "EXPLAIN (ANALYZE, BUFFERS) SELECT", 1), parameters
-
     for wish in (ASKERS["a random member"], ASKERS["nobody fits: any, 80 to 99, 200 km"]):
         if wish:
-            db.session.execute(text(CHANGE.format(wish)), {"id": member})
+            run(CHANGE.format(wish), id=member)
         me = queries.asker(member)
         assert me
-        event.listen(db.engine, "before_cursor_execute", explain, retval=True)
         parameters = queries._parameters(me, PAGE, LEAD, None)  # noqa: SLF001
-        print(*db.session.execute(queries._PAGE, parameters).scalars(), sep="\n")  # noqa: SLF001 - its very text
-        event.remove(db.engine, "before_cursor_execute", explain)
-        db.session.rollback()
+        statement = queries._PAGE.replace("SELECT", "EXPLAIN (ANALYZE, BUFFERS) SELECT", 1)  # noqa: SLF001 - its very text
+        print(*(line for (line,) in run(statement, **parameters)), sep="\n")
+    run(CHANGE.format(AS_IT_WAS), id=member)
 
 
 def _measure_starts(starts: int) -> None:
@@ -237,24 +233,19 @@ def _measure_starts(starts: int) -> None:
 
 def _start(member: str) -> tuple[float, float]:
     place = Point(52.52 + random.gauss(0, 0.05), 13.405 + random.gauss(0, 0.08))
-    with cursor() as opened:
-        pid: int = opened.connection.info.backend_pid
-    cpu, started = _cpu(pid) + time.process_time() * 1000, time.perf_counter()
+    cpu, started = _cpu() + time.process_time() * 1000, time.perf_counter()
     sessions.start(member, 60, place, None)
     milliseconds = (time.perf_counter() - started) * 1000
-    return milliseconds, _cpu(pid) + time.process_time() * 1000 - cpu
+    return milliseconds, _cpu() + time.process_time() * 1000 - cpu
 
 
-def _session_cpu() -> float:
-    return _cpu(db.session.connection().connection.driver_connection.info.backend_pid)  # type: ignore[union-attr]
-
-
-def _cpu(pid: int) -> float:
-    """Return the processor time, in ms, that a process of the server's has had; 0 where it cannot be seen.
+def _cpu() -> float:
+    """Return the processor time, in ms, that our process of the server's has had; 0 where it cannot be seen.
 
     On a machine that others use as well it says more than the clock.
     """
-    stat = Path(f"/proc/{pid}/schedstat")
+    with cursor() as opened:
+        stat = Path(f"/proc/{opened.connection.info.backend_pid}/schedstat")
     return float(stat.read_text().split()[0]) / 1e6 if stat.exists() else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Every statement about who is near, and about declines. None commits.
+"""Every statement about who is near, and about declines, each a transaction of its own.
 
 A member's session carries two cubes, which triggers keep: `discovery_key` says where, who and how old, and stands in
 the index; `discovery_wish` says whom they would like, and how far away. docs/discovery.md tells the whole.
@@ -8,10 +8,8 @@ import uuid
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import text
-
 from afterhours_service.discovery import rules
-from afterhours_service.extensions import db
+from afterhours_service.extensions import read, run
 from afterhours_service.location import Point
 
 
@@ -52,7 +50,7 @@ class Position(NamedTuple):
     session_id: uuid.UUID
 
 
-_ASKER = text("""
+_ASKER = """
     WITH mine AS MATERIALIZED (
         SELECT s.*, statement_timestamp() AS now, coalesce(w.max_distance_km, 10) AS max_distance_km,
             after_hours_self(p.gender, p.age) AS me,
@@ -61,7 +59,7 @@ _ASKER = text("""
         FROM after_hours_sessions AS s
         LEFT JOIN profiles AS p ON p.user_id = s.user_id
         LEFT JOIN after_hours_preferences AS w ON w.user_id = s.user_id
-        WHERE s.user_id = :member_id AND s.ended_at IS NULL AND s.expires_at > statement_timestamp()
+        WHERE s.user_id = %(member_id)s AND s.ended_at IS NULL AND s.expires_at > statement_timestamp()
     ), bounds AS MATERIALIZED (
         SELECT *, cube_ll_coord(key, 1) AS x, cube_ll_coord(key, 2) AS y, cube_ll_coord(key, 3) AS z,
             cube_ur_coord(wish, 3) AS metres,
@@ -77,52 +75,59 @@ _ASKER = text("""
                   ARRAY[x + metres, y + metres, z + metres, last, oldest]) AS text),
         (discovery_key, discovery_wish) IS DISTINCT FROM (key, wish)
     FROM bounds
-""")
+"""
 
-_RENEW_KEY = text("""
-    UPDATE after_hours_sessions SET discovery_key = NULL WHERE user_id = :member_id AND ended_at IS NULL
-""")
+_RENEW_KEY = """
+    UPDATE after_hours_sessions SET discovery_key = NULL WHERE user_id = %(member_id)s AND ended_at IS NULL
+"""
 
 # `d` hides while its decliner has started at most two sessions after the one it was (last) made in.
 _IN_FORCE = """
     (SELECT count(*) FROM after_hours_sessions AS later
      JOIN after_hours_sessions AS made ON made.id = coalesce(d.last_session_id, d.session_id)
-     WHERE later.user_id = d.user_id AND later.started_at > made.started_at) <= :memory
+     WHERE later.user_id = d.user_id AND later.started_at > made.started_at) <= %(memory)s
 """
 
-# The scan stands in a subquery of its own, whose order the joins around it keep: they are asked about those who fit,
-# the nearest first, and only until the page is full.
-_FITTING = f"""
+
+def _fitting(more: str = "") -> str:
+    """Return what the statements below share: who fits. `more` goes on with the scan, by a condition or an order.
+
+    The scan stands in a subquery of its own, whose order the joins around it keep: they are asked about those who fit,
+    the nearest first, and only until the page is full.
+    """
+    return f"""
     FROM (
         SELECT id, user_id, expires_at, fuzzed_latitude, fuzzed_longitude,
-            discovery_key <-> CAST(:near AS cube) AS metres
+            discovery_key <-> CAST(%(near)s AS cube) AS metres
         FROM after_hours_sessions
         WHERE ended_at IS NULL
-            AND discovery_key <@ CAST(:within AS cube)
-            AND discovery_wish @> CAST(:me AS cube)
-            AND discovery_key <-> CAST(:near AS cube)
-                <= least(cube_ur_coord(CAST(:wish AS cube), 3), cube_ur_coord(discovery_wish, 3))
-            AND discovery_key <-> CAST(:near AS cube) >= :metres
-            AND expires_at >= statement_timestamp() + :lead
-            AND started_at <= :as_of
-            AND user_id <> :member_id
-            %s
+            AND discovery_key <@ CAST(%(within)s AS cube)
+            AND discovery_wish @> CAST(%(me)s AS cube)
+            AND discovery_key <-> CAST(%(near)s AS cube)
+                <= least(cube_ur_coord(CAST(%(wish)s AS cube), 3), cube_ur_coord(discovery_wish, 3))
+            AND discovery_key <-> CAST(%(near)s AS cube) >= %(metres)s
+            AND expires_at >= statement_timestamp() + %(lead)s
+            AND started_at <= %(as_of)s
+            AND user_id <> %(member_id)s
+            {more}
     ) AS s
     JOIN users AS u ON u.id = s.user_id AND u.id_verified AND u.after_hours_consent
     LEFT JOIN profiles AS p ON p.user_id = s.user_id
     LEFT JOIN after_hours_profiles AS a ON a.user_id = s.user_id
-    WHERE (s.metres, s.id) > (:metres, :after_id)
-        AND after_hours_self(p.gender, p.age) <@ CAST(:wish AS cube)
+    WHERE (s.metres, s.id) > (%(metres)s, %(after_id)s)
+        AND after_hours_self(p.gender, p.age) <@ CAST(%(wish)s AS cube)
         AND EXISTS (
             SELECT FROM user_subscriptions AS b
             WHERE b.user_id = s.user_id AND b.is_active AND (b.expires_at IS NULL OR b.expires_at > now()))
         -- Asked as values, not joined: one look-up each, of the pair either way round, however many blocked me.
         AND (SELECT true FROM blocks
-             WHERE user_id IN (:member_id, s.user_id) AND blocked_user_id IN (s.user_id, :member_id) LIMIT 1) IS NULL
+             WHERE user_id IN (%(member_id)s, s.user_id) AND blocked_user_id IN (s.user_id, %(member_id)s)
+             LIMIT 1) IS NULL
         AND (SELECT true FROM after_hours_declines AS d
-             WHERE user_id IN (:member_id, s.user_id) AND declined_user_id IN (s.user_id, :member_id)
+             WHERE user_id IN (%(member_id)s, s.user_id) AND declined_user_id IN (s.user_id, %(member_id)s)
                  AND {_IN_FORCE} LIMIT 1) IS NULL
 """
+
 
 # The planner cannot tell how many keys a box holds: let it take them in the index's order, not collect and sort them;
 # and let it take the joins as they stand, which need no thought.
@@ -131,61 +136,61 @@ _AS_WRITTEN = """
     SET LOCAL join_collapse_limit = 1;
 """
 
-_PAGE = text(f"""
+_PAGE = f"""
     {_AS_WRITTEN}
     SELECT s.id, s.user_id, p.name, p.age, a.description, a.photo_url, s.expires_at,
         s.fuzzed_latitude, s.fuzzed_longitude, s.metres
-    {_FITTING % "ORDER BY discovery_key <-> CAST(:near AS cube)"}
+    {_fitting("ORDER BY discovery_key <-> CAST(%(near)s AS cube)")}
     ORDER BY s.metres, s.id
-    LIMIT :limit
-""")
+    LIMIT %(limit)s
+"""
 
-_COUNT = text(f"""
+_COUNT = f"""
     {_AS_WRITTEN}
-    SELECT count(*) FROM (SELECT {_FITTING % ""} LIMIT :limit) AS fitting
-""")
+    SELECT count(*) FROM (SELECT {_fitting()} LIMIT %(limit)s) AS fitting
+"""
 
-_IS_SEEN = text(f"SELECT EXISTS (SELECT {_FITTING % 'AND user_id = :other_id'})")
+_IS_SEEN = f"SELECT EXISTS (SELECT {_fitting('AND user_id = %(other_id)s')})"
 
-_HAS_DECLINED = text(f"""
+_HAS_DECLINED = f"""
     SELECT EXISTS (
         SELECT FROM after_hours_declines AS d
-        WHERE d.user_id = :member_id AND d.declined_user_id = :other_id AND {_IN_FORCE})
-""")
+        WHERE d.user_id = %(member_id)s AND d.declined_user_id = %(other_id)s AND {_IN_FORCE})
+"""
 
 # A decline that is made anew, its memory over, begins anew: also for the nightly cleanup, which looks at created_at and
 # would delete it with the session it hangs on.
-_DECLINE = text("""
+_DECLINE = """
     INSERT INTO after_hours_declines AS d (session_id, user_id, declined_user_id, last_session_id)
-    VALUES (:session_id, :member_id, :other_id, :session_id)
+    VALUES (%(session_id)s, %(member_id)s, %(other_id)s, %(session_id)s)
     ON CONFLICT (user_id, declined_user_id) DO UPDATE
     SET session_id = EXCLUDED.session_id, last_session_id = EXCLUDED.session_id, created_at = EXCLUDED.created_at,
         decline_count = coalesce(d.decline_count, 1) + 1
     WHERE coalesce(d.last_session_id, d.session_id) <> EXCLUDED.session_id
-""")
+"""
 
-_TAKE_BACK = text("DELETE FROM after_hours_declines WHERE user_id = :member_id AND declined_user_id = :other_id")
+_TAKE_BACK = "DELETE FROM after_hours_declines WHERE user_id = %(member_id)s AND declined_user_id = %(other_id)s"
 
 _NOBODY = uuid.UUID(int=0)
 
 
 def asker(member_id: str) -> Asker | None:
     """Return the member as they look around; None when no session of theirs is active."""
-    row = db.session.execute(_ASKER, {"member_id": member_id}).one_or_none()
-    if row is None:
+    rows = read(_ASKER, member_id=member_id)
+    if not rows:
         return None
-    session_id, user_id, latitude, longitude, *rest = row
+    [(session_id, user_id, latitude, longitude, *rest)] = rows
     return Asker(session_id, user_id, Point(float(latitude), float(longitude)), *rest)
 
 
 def renew_key(member_id: str) -> None:
     """Let the key of the member's live session follow their profile."""
-    db.session.execute(_RENEW_KEY, {"member_id": member_id})
+    run(_RENEW_KEY, member_id=member_id)
 
 
 def page(me: Asker, limit: int, lead: timedelta, after: Position | None = None) -> list[Candidate]:
     """Return up to `limit` members who fit, the nearest first, and have at least `lead` left."""
-    rows = db.session.execute(_PAGE, _parameters(me, limit, lead, after))
+    rows = read(_PAGE, **_parameters(me, limit, lead, after))
     return [
         Candidate._make((*about, Point(float(latitude), float(longitude)), metres))
         for *about, latitude, longitude, metres in rows
@@ -194,29 +199,31 @@ def page(me: Asker, limit: int, lead: timedelta, after: Position | None = None) 
 
 def count(me: Asker, limit: int, lead: timedelta) -> int:
     """Return how many members fit and have at least `lead` left; counted up to `limit`."""
-    counted: int = db.session.execute(_COUNT, _parameters(me, limit, lead, None)).scalar_one()
+    counted: int
+    [(counted,)] = read(_COUNT, **_parameters(me, limit, lead, None))
     return counted
 
 
 def is_seen(me: Asker, other_id: str, lead: timedelta) -> bool:
     """Tell whether a member is among those that `page` would return."""
-    seen: bool = db.session.execute(_IS_SEEN, _parameters(me, 1, lead, None) | {"other_id": other_id}).scalar_one()
-    return seen
+    [(seen,)] = read(_IS_SEEN, **_parameters(me, 1, lead, None), other_id=other_id)
+    return bool(seen)
 
 
 def has_declined(me: Asker, other_id: str) -> bool:
     """Tell whether a decline of mine hides the other member now."""
-    return bool(db.session.execute(_HAS_DECLINED, _pair(me, other_id)).scalar_one())
+    [(declined,)] = read(_HAS_DECLINED, **_pair(me, other_id))
+    return bool(declined)
 
 
 def decline(me: Asker, other_id: str) -> None:
     """Hide the two from each other from now on. Raises IntegrityError when one of them is gone."""
-    db.session.execute(_DECLINE, _pair(me, other_id))
+    run(_DECLINE, **_pair(me, other_id))
 
 
 def take_back(me: Asker, other_id: str) -> None:
     """Forget my decline of the other member, if there is one."""
-    db.session.execute(_TAKE_BACK, _pair(me, other_id))
+    run(_TAKE_BACK, **_pair(me, other_id))
 
 
 def _pair(me: Asker, other_id: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from afterhours_service import errors
 from afterhours_service.discovery import cursor as cursors
 from afterhours_service.discovery import queries, rules
 from afterhours_service.discovery.queries import Asker, Candidate, Position
-from afterhours_service.extensions import current_settings, db
+from afterhours_service.extensions import current_settings
 from afterhours_service.location import shown_distance_km
 from afterhours_service.profiles import photo
 from afterhours_service.schemas import is_storable
@@ -85,9 +85,7 @@ def decline(member_id: str, other_id: str) -> None:
     try:
         queries.decline(me, other_id)
     except IntegrityError as error:  # one of us is gone since
-        db.session.rollback()
         raise errors.MemberNotFound from error
-    db.session.commit()
 
 
 def take_back(member_id: str, other_id: str) -> None:
@@ -98,7 +96,6 @@ def take_back(member_id: str, other_id: str) -> None:
     me = _asker(member_id)
     if is_storable(other_id):
         queries.take_back(me, other_id)
-        db.session.commit()
 
 
 def _asker(member_id: str) -> Asker:
@@ -108,7 +105,6 @@ def _asker(member_id: str) -> Asker:
         raise errors.SessionRequired
     if me.stale:
         queries.renew_key(member_id)
-        db.session.commit()
     return me
 
 

@@ -15,7 +15,9 @@ _START_SECONDS = 30
 def node(script: str) -> list[str]:
     """Return the command that runs a script with Node, whose packages are installed if they are not."""
     if not (_NODE / "node_modules").exists():
-        subprocess.run(["npm", "ci", "--no-fund", "--no-audit"], cwd=_NODE, check=True, capture_output=True)
+        subprocess.run(
+            ["npm", "install", "--no-save", "--no-fund", "--no-audit"], cwd=_NODE, check=True, capture_output=True
+        )
     return ["node", str(_NODE / script)]
 
 
