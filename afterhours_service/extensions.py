@@ -70,6 +70,10 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
         try:
             with driver.cursor() as opened:
                 yield opened
+        except psycopg2.Error as error:
+            if db.engine.dialect.is_disconnect(error, cast("Any", driver), None):  # psycopg2 does not always notice
+                driver.close()
+            raise
         finally:
             _close_transaction(driver)
     except psycopg2.Error as error:
@@ -81,14 +85,16 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
 
 def give_back(_error: BaseException | None = None) -> None:
     """Return the connection that `cursor` took for the request or job, if it took one."""
-    connection: PoolProxiedConnection | None = g.pop("connection", None)
+    connection: PoolProxiedConnection | None = g.get("connection")
     if connection is None:
         return
     driver = cast("psycopg2.extensions.connection", connection.dbapi_connection)
+    if not driver.closed:
+        driver.autocommit = False
+    del g.connection
     if driver.closed:
         connection.invalidate()
     else:
-        driver.autocommit = False
         connection.close()
 
 

@@ -40,14 +40,13 @@ LOOK_SECONDS = 1  # how often the lease is renewed, and the periodic jobs are lo
 LEASE_SECONDS = 5  # a scheduler that was killed is replaced within this
 QUEUED_SECONDS = 120  # a timer that nobody worked off for so long is left to the reconciliation
 CHUNK = 1000
-# Two keys, the scheduler's and the job's; the timer's id and second, then fields and values of the job.
+# Two keys, the scheduler's and the job's; the timer's id and second, then fields and values of the job. The description
+# is for a worker on a terminal, which cannot do without.
 _ARM = f"""
 redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
-if redis.call('EXISTS', KEYS[2]) == 0 then
-    redis.call('HSET', KEYS[2], 'status', '{JobStatus.SCHEDULED.value}', 'origin', '{TIMERS_QUEUE}',
-        'timeout', {JOB_TIMEOUT_SECONDS}, 'ttl', {QUEUED_SECONDS}, 'result_ttl', 0, 'failure_ttl', {FAILURE_SECONDS},
-        unpack(ARGV, 3))
-end
+redis.call('HSET', KEYS[2], 'status', '{JobStatus.SCHEDULED.value}', 'origin', '{TIMERS_QUEUE}',
+    'description', ARGV[1], 'timeout', {JOB_TIMEOUT_SECONDS}, 'ttl', {QUEUED_SECONDS}, 'result_ttl', 0,
+    'failure_ttl', {FAILURE_SECONDS}, unpack(ARGV, 3))
 """
 # The job's hash goes with the entry; without one, a worker is at the job, or is about to be.
 _DISARM = "if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then redis.call('DEL', KEYS[2]) end"
@@ -66,7 +65,7 @@ class Timer(NamedTuple):
 
 
 def arm_timer(pipeline: Pipeline, timer: Timer) -> None:
-    """Put the timer into the trip; arming it again changes nothing, but for a job that is missing.
+    """Put the timer into the trip; arming it again changes nothing.
 
     Writes the job as RQ's `Job.save` does, but for what RQ makes up for when it reads it: a tenth of the CPU, and a
     third of the memory, as Redis keeps a hash of short values in one piece.

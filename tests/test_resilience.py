@@ -2,10 +2,15 @@
 
 import time
 
-from flask import Flask
+import psycopg2
+import pytest
+from flask import Flask, g
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from redis import Redis
 from rq.job import Job
+from sqlalchemy.exc import DBAPIError
 
+from afterhours_service.extensions import cursor, db, give_back, run
 from afterhours_service.queue import TIMERS_QUEUE, Worker
 from afterhours_service.timers import SCHEDULED, Scheduler, Timer, arm_timer, disarm_timer
 from tests.factories import Factory, bearer
@@ -22,6 +27,30 @@ def test_an_answer_outlives_the_connection_that_it_was_read_from(app: Flask, fac
     member, client = factory.member(), app.test_client()
     for _ in range(2):
         assert client.get("/api/after-hours/session", headers=bearer(member)).status_code == 200
+
+
+def test_a_connection_that_only_its_error_tells_of_is_not_used_again(app: Flask) -> None:
+    with app.app_context():
+        with cursor() as opened:
+            broken = opened.connection
+        with pytest.raises(DBAPIError) as caught, cursor():
+            raise psycopg2.OperationalError("SSL error: decryption failed or bad record mac")
+        assert caught.value.connection_invalidated
+        assert broken.closed
+        assert run("SELECT 1") == [(1,)]
+
+
+def test_a_connection_comes_back_to_the_pool_as_it_was(app: Flask) -> None:
+    with app.app_context():
+        with pytest.raises(DBAPIError) as caught, cursor() as opened:
+            opened.execute("BEGIN; SELECT 1 / 0")
+        assert not caught.value.connection_invalidated
+        assert run("SELECT 1") == [(1,)]
+        driver = g.connection.dbapi_connection
+        give_back()
+        give_back()  # once is enough
+        assert (driver.autocommit, driver.get_transaction_status()) == (False, TRANSACTION_STATUS_IDLE)
+        assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 def test_a_timer_that_was_handed_over_is_not_taken_from_its_worker(redis: Redis) -> None:

@@ -75,6 +75,13 @@ def test_arming_again_changes_nothing_and_disarming_leaves_nothing(redis: Redis)
     assert redis.keys() == []
 
 
+def test_arming_mends_a_job_that_is_broken_and_that_a_worker_on_a_terminal_can_name(redis: Redis) -> None:
+    redis.hset(Job.key_for("a-timer"), mapping={"data": b"\x80garbage"})
+    arm(redis, at=time.time() + HOUR)
+    job = Job.fetch("a-timer", connection=redis)
+    assert (job.func_name, job.description) == (FUNCTION, "a-timer")
+
+
 def test_a_timer_is_kept_until_it_is_due_and_for_two_minutes_in_its_queue(redis: Redis, scheduler: Scheduler) -> None:
     arm(redis)
     assert redis.ttl(Job.key_for("a-timer")) == -1

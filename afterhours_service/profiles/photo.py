@@ -7,7 +7,7 @@ from hashlib import sha256
 from uuid import uuid4
 
 from afterhours_service import errors
-from afterhours_service.extensions import db
+from afterhours_service.extensions import db, give_back
 from afterhours_service.log import get_logger
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.imaging import InvalidImage, process
@@ -32,7 +32,8 @@ def upload(member_id: str, data: bytes) -> str:
         raise errors.FileTooLarge
     if not queries.get(member_id):
         raise errors.ProfileNotFound
-    db.session.rollback()  # no transaction is open while pictures are made and sent
+    db.session.rollback()  # no transaction is open while pictures are made and sent,
+    give_back()  # and no connection is held
     try:
         made = process(data)
     except InvalidImage as error:

@@ -37,27 +37,22 @@ def arm_look(trip: Pipeline, now: datetime) -> None:
     arm_timer(trip, _timer(rules.expiry_second(now)))
 
 
-def release(trip: Pipeline, expires_at: datetime) -> list[int]:
-    """Cancel those timers of an expiry that no longer stands which no other session needs, and return their seconds.
+def release(expires_at: datetime) -> None:
+    """Cancel the timers of an expiry that no longer stands, but for those that another session needs.
 
-    Of sessions that leave a second at once, the last to commit finds nobody else. `restore` must follow the trip.
+    First cancelled, then asked once more: in this order no interleaving with a start loses a timer. And of sessions
+    that leave a second at once, the last to commit finds nobody else.
     """
     seconds = _seconds(expires_at)
     needed = _needed(seconds)
     released = [second for second in seconds if second not in needed]
-    for second in released:
-        disarm_timer(trip, _timer(second).id)
-        metrics.TIMERS.labels("released").inc()
-    return released
-
-
-def restore(released: list[int]) -> None:
-    """Arm those again that a session came to need meanwhile.
-
-    First cancelled, then asked: in this order no interleaving with another start loses a timer.
-    """
-    if released:
-        _arm_all(_needed(released))
+    if not released:
+        return
+    with after_commit() as trip:
+        for second in released:
+            disarm_timer(trip, _timer(second).id)
+            metrics.TIMERS.labels("released").inc()
+    _arm_all(_needed(released))
 
 
 def reconcile() -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
-from psycopg2.errors import ForeignKeyViolation
+from psycopg2.errors import ForeignKeyViolation, QueryCanceled
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from afterhours_service import errors, events, metrics
@@ -55,7 +55,8 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
                 device,
             )
         except DBAPIError as error:
-            if device and not error.connection_invalidated:  # it must not block the start: again, without
+            slow = isinstance(error.orig, QueryCanceled)  # not the device's fault
+            if device and not (error.connection_invalidated or slow):  # it must not block the start: again, without
                 logger.warning("fingerprint not stored", error=type(error.orig).__name__)
                 device = None
                 continue
@@ -102,7 +103,6 @@ def extend(member_id: str, minutes: int) -> Session:
     metrics.SESSIONS_EXTENDED.inc()
     before = session.expires_at - length
     with after_commit() as trip:
-        released = deadlines.release(trip, before)
         deadlines.arm(trip, session.expires_at)
         events.publish(
             trip,
@@ -112,7 +112,7 @@ def extend(member_id: str, minutes: int) -> Session:
             expiresAt=session.expires_at,
             extendedByMinutes=minutes,
         )
-    deadlines.restore(released)
+    deadlines.release(before)
     return session
 
 
@@ -133,7 +133,6 @@ def announce_end(session: Session, reason: str) -> None:
     ran_out = session.ended_at == session.expires_at
     _count_ends("timeout" if ran_out else reason, session)
     with after_commit() as trip:
-        released = deadlines.release(trip, session.expires_at)
         if ran_out:
             events.publish(trip, "session_expired", session.user_id, sessionId=str(session.id), reason="timeout")
         else:
@@ -145,7 +144,7 @@ def announce_end(session: Session, reason: str) -> None:
                 endedAt=session.ended_at,
                 reason=reason,
             )
-    deadlines.restore(released)
+    deadlines.release(session.expires_at)
 
 
 def do_what_is_due() -> Overdue:

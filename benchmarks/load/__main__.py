@@ -188,6 +188,7 @@ def lags(plan: Plan) -> str:
 def nightly(plan: Plan) -> str:
     """Measure the nightly cleanup."""
     with stack() as running:
+        running.scale(WORKERS)
         members = Members(running, plan.pool)
         overdue = plan.cleanup["overdue"]
         seed_members(running, plan.pool + 1, plan.pool + overdue)

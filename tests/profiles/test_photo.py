@@ -16,7 +16,8 @@ from werkzeug.test import TestResponse
 from afterhours_service import create_app
 from afterhours_service.cleanup import service as cleanup
 from afterhours_service.config import Settings
-from afterhours_service.profiles import photo
+from afterhours_service.extensions import db
+from afterhours_service.profiles import imaging, photo
 from afterhours_service.storage import StorageUnavailable, current_storage
 from tests.conftest import make_settings
 from tests.factories import Factory, bearer
@@ -223,3 +224,19 @@ def test_the_settings_choose_the_bucket(database_url: str, redis_url: str) -> No
     with app.app_context():
         assert isinstance(current_storage(), S3Storage)
     assert app.test_client().get("/photos/x?expires=1&signature=x").status_code == 404
+
+
+def test_no_connection_is_held_while_a_picture_is_made(
+    app: Flask, upload: Callable[..., TestResponse], factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with app.app_context():
+        pool = db.engine.pool
+    held = []
+
+    def watched(data: bytes) -> Any:
+        held.append(pool.checkedout())  # type: ignore[attr-defined]
+        return imaging.process(data)
+
+    monkeypatch.setattr(photo, "process", watched)
+    assert upload(factory.member(), jpeg()).status_code == 200
+    assert held == [0]

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from psycopg2.errors import QueryCanceled
+from sqlalchemy.exc import OperationalError
 
-from afterhours_service.sessions import service
+from afterhours_service.sessions import queries, service
 from tests.factories import PLACE, Factory, bearer
 from tests.wire import Wire
 
@@ -312,6 +314,17 @@ def test_a_fingerprint_that_cannot_be_stored_does_not_block_the_start(
     factory.execute(trouble)
     assert start(client, member, deviceFingerprint=WHOLE).status_code == 201
     assert len(factory.sessions(member)) == 1
+
+
+def test_a_database_that_is_slow_costs_no_device(
+    client: FlaskClient, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_out(*_: Any) -> None:
+        raise OperationalError(None, None, QueryCanceled())
+
+    monkeypatch.setattr(queries, "start", time_out)
+    response = start(client, factory.member(), deviceFingerprint=WHOLE)
+    assert (response.status_code, response.json["code"]) == (503, "SERVICE_UNAVAILABLE")
 
 
 @pytest.mark.parametrize("overdue", [False, True])
