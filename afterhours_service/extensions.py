@@ -71,7 +71,8 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
             with driver.cursor() as opened:
                 yield opened
         except psycopg2.Error as error:
-            if db.engine.dialect.is_disconnect(error, cast("Any", driver), None):  # psycopg2 does not always notice
+            dialect: Any = db.engine.dialect
+            if dialect.is_disconnect(error, driver, None):  # psycopg2 does not always notice
                 driver.close()
             raise
         finally:
