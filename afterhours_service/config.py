@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self, cast
 from urllib.parse import urlsplit
 
+from click import ClickException
 from crontab import CronTab
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -18,8 +19,8 @@ from sqlalchemy.exc import ArgumentError
 SECRET_BYTES = 32  # RFC 7518, section 3.2: an HS256 key is at least as long as its hash
 
 
-class SettingsError(Exception):
-    """The environment is not usable; the message names every problem."""
+class SettingsError(ClickException):
+    """The environment is not usable; the message names every problem. Commands show it alone, and exit with 1."""
 
     def __init__(self, problems: dict[str, list[str]]) -> None:
         self.problems = problems
