@@ -7,11 +7,10 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from marshmallow import fields
 from redis.exceptions import RedisError
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service import errors
-from afterhours_service.extensions import db
+from afterhours_service.extensions import read
 from afterhours_service.queue import current_redis
 from afterhours_service.schemas import Blueprint, envelope
 
@@ -61,11 +60,11 @@ def _schema() -> str:
     """Compare the database's revision with the code's; a newer one comes from a release that is being rolled out."""
     scripts = ScriptDirectory(str(SCRIPTS))
     try:
-        revision = db.session.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
+        rows = read(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608
     except SQLAlchemyError as error:
-        db.session.rollback()
         missing = getattr(error, "orig", None) is not None and getattr(error.orig, "pgcode", None) == "42P01"  # type: ignore[attr-defined]
         return "behind" if missing else "unknown"
+    revision = rows[0][0] if rows else None
     if revision in scripts.get_heads():
         return "ok"
     try:

@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -14,7 +15,7 @@ from rq import Worker
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service import errors, health, metrics
-from afterhours_service.extensions import current_settings, db
+from afterhours_service.extensions import current_settings
 from afterhours_service.queue import QUEUES, current_redis, is_redis_away
 from afterhours_service.runs import Run, recorded_runs
 from afterhours_service.sessions import queries as sessions
@@ -43,12 +44,8 @@ def status() -> Status:
     """Look at everything once. Raises nothing for a database or a Redis that is away."""
     parts = health.parts()
     found = Status(parts["database"], parts["schema"], parts["redis"])
-    try:
+    with suppress(SQLAlchemyError):
         found.sessions = sessions.census()
-    except SQLAlchemyError:
-        pass
-    finally:
-        db.session.rollback()
     if is_redis_away() or found.redis != "ok":
         return found
     redis = current_redis()

@@ -119,7 +119,7 @@ def _member(me: Asker, candidate: Candidate) -> Member:
         name=candidate.name,
         age=candidate.age,
         photo_url=photo.url(key),
-        thumbnail_url=photo.url(key and photo.thumbnail_key(key)),
+        thumbnail_url=photo.thumbnail_url(key),
         description=candidate.description,
         distance_km=shown_distance_km(me.blurred, candidate.blurred),
         expires_at=candidate.expires_at,

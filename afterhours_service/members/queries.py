@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import text
 
 from afterhours_service.extensions import db
-from afterhours_service.sessions.queries import Session
+from afterhours_service.sessions.queries import COLUMNS, Session
 
 
 class Consent(NamedTuple):
@@ -29,10 +29,10 @@ _SET_CONSENT = text("""
     RETURNING after_hours_consent, after_hours_consent_at
 """)
 # One that had run out, and that nobody has ended yet, ends at its expiry.
-_END_SESSION = text("""
+_END_SESSION = text(f"""
     UPDATE after_hours_sessions SET ended_at = least(expires_at, clock_timestamp())
     WHERE user_id = :member_id AND ended_at IS NULL
-    RETURNING id, user_id, started_at, expires_at, ended_at, clock_timestamp()
+    RETURNING {COLUMNS}
 """)
 
 # What is held on a member: table by table, without the exact place.

@@ -56,7 +56,7 @@ def export(member_id: str) -> dict[str, Any]:
     profile: dict[str, Any] | None = next((dict(row) for row in rows.pop("profile")), None)
     if profile:
         key = profile["photo_url"]
-        profile |= {"photo_url": photo.url(key), "thumbnail_url": photo.url(key and photo.thumbnail_key(key))}
+        profile |= {"photo_url": photo.url(key), "thumbnail_url": photo.thumbnail_url(key)}
     preferences = next(iter(rows.pop("preferences")), None)
     return {"user_id": member_id, "consent": consent, "profile": profile, "preferences": preferences, **rows}
 

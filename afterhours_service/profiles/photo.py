@@ -94,6 +94,11 @@ def url(key: str | None) -> str | None:
         return None
 
 
+def thumbnail_url(key: str | None) -> str | None:
+    """Return an address of the thumbnail of the photo with this key, as `url` does."""
+    return url(key and thumbnail_key(key))
+
+
 def thumbnail_key(key: str) -> str:
     """Return the key of a photo's thumbnail."""
     return f"{key.removesuffix('.jpg')}{_THUMBNAIL}.jpg"

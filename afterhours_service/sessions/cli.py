@@ -100,22 +100,15 @@ def timers(limit: int, as_json: bool) -> None:
     A missing one is armed within a minute, or by `reconcile`. One too many does no harm.
     """
     try:
-        armed = deadlines.armed_ids()
+        found = deadlines.compare()
     except RedisError as error:
         raise click.ClickException(f"Redis is away: {type(error).__name__}") from error
-    expected = {deadlines.timer_id(second): second for second in deadlines.expected_seconds()}
-    missing = sorted(second for name, second in expected.items() if name not in armed)
-    counts = {
-        "armed": len(armed),
-        "expected": len(expected),
-        "missing": len(missing),
-        "surplus": len(armed - expected.keys()),
-    }
+    counts = {**found._asdict(), "missing": len(found.missing)}
     if as_json:
-        console.write_json({**counts, "missingSeconds": missing[:limit]})
+        console.write_json({**counts, "missingSeconds": found.missing[:limit]})
         return
     console.write_facts(counts)
-    for second in missing[:limit]:
+    for second in found.missing[:limit]:
         click.echo(f"missing: {datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%SZ}")
 
 

@@ -8,6 +8,7 @@ wheel's (Varghese and Lauck, SOSP 1987).
 import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from redis.client import Pipeline
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,6 +24,15 @@ logger = get_logger(__name__)
 
 PREFIX = "session-timer-"
 CHUNK = 500  # timers a trip to Redis arms: few enough to be there within its timeout
+
+
+class Comparison(NamedTuple):
+    """How many timers are armed, how many needed; the seconds since the epoch that lack one; how many are too many."""
+
+    armed: int
+    expected: int
+    missing: list[int]
+    surplus: int
 
 
 def arm(trip: Pipeline, expires_at: datetime) -> None:
@@ -60,29 +70,20 @@ def reconcile() -> int:
 
     Raises RedisError when Redis is away.
     """
-    expected = expected_seconds()
-    armed = armed_timers(current_redis(), PREFIX)
-    missing = [second for second in expected if _timer(second).id not in armed]
+    missing = compare().missing
     _arm_all(missing)
     return len(missing)
 
 
-def expected_seconds() -> set[int]:
-    """Return the seconds since the epoch for which the active sessions need a timer."""
-    now = queries.now().timestamp()
-    expiries = queries.expiry_seconds()
-    lead = warning_lead().total_seconds()
-    return expiries | {second - int(lead) for second in expiries if second - lead > now}
+def compare() -> Comparison:
+    """Compare the armed timers with those that the active sessions need.
 
-
-def armed_ids() -> set[str]:
-    """Return the ids of the timers that Redis holds. Raises RedisError when it is away."""
-    return armed_timers(current_redis(), PREFIX)
-
-
-def timer_id(second: int) -> str:
-    """Return the id of the timer of a second."""
-    return _timer(second).id
+    Raises RedisError when Redis is away.
+    """
+    expected = {_timer(second).id: second for second in _expected_seconds()}
+    armed = armed_timers(current_redis(), PREFIX)
+    missing = sorted(second for timer_id, second in expected.items() if timer_id not in armed)
+    return Comparison(len(armed), len(expected), missing, len(armed - expected.keys()))
 
 
 def arm_again_if_early(second: int) -> None:
@@ -112,6 +113,13 @@ def _timer(second: int) -> Timer:
 
 def _seconds(expires_at: datetime) -> tuple[int, int]:
     return rules.warning_second(expires_at, current_settings().minute_seconds), rules.expiry_second(expires_at)
+
+
+def _expected_seconds() -> set[int]:
+    now = queries.now().timestamp()
+    expiries = queries.expiry_seconds()
+    lead = warning_lead().total_seconds()
+    return expiries | {second - int(lead) for second in expiries if second - lead > now}
 
 
 def _needed(seconds: Sequence[int]) -> set[int]:

@@ -42,10 +42,11 @@ class Census(NamedTuple):
 _DEGREE = 10**8  # the columns' last decimal
 _MASK_BITS = 62  # within a bigint
 
-_COLUMNS = "id, user_id, started_at, expires_at, ended_at, clock_timestamp() AS now"
+# Those of a Session, in its order.
+COLUMNS = "id, user_id, started_at, expires_at, ended_at, clock_timestamp() AS now"
 
 _ACTIVE = f"""
-    SELECT {_COLUMNS} FROM after_hours_sessions
+    SELECT {COLUMNS} FROM after_hours_sessions
     WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
 """
 
@@ -65,7 +66,7 @@ _START_PARTS = f"""
     WITH ran_out AS (
         UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = clock_timestamp()
         WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at <= clock_timestamp()
-        RETURNING {_COLUMNS}
+        RETURNING {COLUMNS}
     ), started AS (
         INSERT INTO after_hours_sessions
             (user_id, started_at, expires_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
@@ -77,7 +78,7 @@ _START_PARTS = f"""
             AND EXISTS (SELECT FROM after_hours_profiles WHERE user_id = %(member_id)s FOR KEY SHARE)
             AND (SELECT count(*) FROM ran_out) >= 0
         ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
-        RETURNING {_COLUMNS}
+        RETURNING {COLUMNS}
     )"""
 _FINGERPRINT = """, fingerprint AS (
         INSERT INTO device_fingerprints (user_id, session_id, device_id, device_model, platform)
@@ -94,14 +95,14 @@ _HAS_PROFILE = "SELECT EXISTS (SELECT FROM after_hours_profiles WHERE user_id = 
 _END = f"""
     UPDATE after_hours_sessions SET ended_at = clock_timestamp()
     WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
-    RETURNING {_COLUMNS}
+    RETURNING {COLUMNS}
 """
 
 _EXTEND = f"""
     UPDATE after_hours_sessions
     SET expires_at = date_trunc('second', expires_at + %(length)s + interval '999999 microseconds'), warned_at = NULL
     WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
-    RETURNING {_COLUMNS}
+    RETURNING {COLUMNS}
 """
 
 # SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
@@ -112,7 +113,7 @@ _END_DUE = f"""
         SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= statement_timestamp()
         ORDER BY expires_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
     ))
-    RETURNING {_COLUMNS}
+    RETURNING {COLUMNS}
 """
 
 _WARN_DUE = f"""
@@ -123,7 +124,7 @@ _WARN_DUE = f"""
             AND expires_at > statement_timestamp() AND expires_at <= statement_timestamp() + %(lead)s
         ORDER BY expires_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
     ))
-    RETURNING {_COLUMNS}
+    RETURNING {COLUMNS}
 """
 
 _CLAIM_UNTOLD = f"""
@@ -132,7 +133,7 @@ _CLAIM_UNTOLD = f"""
         SELECT id FROM after_hours_sessions WHERE announce_at <= statement_timestamp()
         ORDER BY announce_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
     ))
-    RETURNING {_COLUMNS}
+    RETURNING {COLUMNS}
 """
 
 _MARK_TOLD = "UPDATE after_hours_sessions SET announce_at = NULL WHERE id = ANY (%(ids)s)"
@@ -155,7 +156,7 @@ _NEEDED = """
 """
 
 _LIST_ACTIVE = f"""
-    SELECT {_COLUMNS} FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > statement_timestamp()
+    SELECT {COLUMNS} FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > statement_timestamp()
     ORDER BY expires_at, id LIMIT %(limit)s
 """
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg2.errors import ForeignKeyViolation, QueryCanceled
+from redis.client import Pipeline
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from afterhours_service import errors, events, metrics
@@ -80,14 +81,7 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
         if ran_out:
             deadlines.arm_look(trip, ran_out.now)  # a worker tells of it
         deadlines.arm(trip, started.expires_at)
-        events.publish(
-            trip,
-            "session_started",
-            member_id,
-            sessionId=str(started.id),
-            expiresAt=started.expires_at,
-            durationMinutes=minutes,
-        )
+        _publish(trip, "session_started", started, expiresAt=started.expires_at, durationMinutes=minutes)
     return started
 
 
@@ -104,14 +98,7 @@ def extend(member_id: str, minutes: int) -> Session:
     before = session.expires_at - length
     with after_commit() as trip:
         deadlines.arm(trip, session.expires_at)
-        events.publish(
-            trip,
-            "session_extended",
-            member_id,
-            sessionId=str(session.id),
-            expiresAt=session.expires_at,
-            extendedByMinutes=minutes,
-        )
+        _publish(trip, "session_extended", session, expiresAt=session.expires_at, extendedByMinutes=minutes)
     deadlines.release(before)
     return session
 
@@ -134,16 +121,9 @@ def announce_end(session: Session, reason: str) -> None:
     _count_ends("timeout" if ran_out else reason, session)
     with after_commit() as trip:
         if ran_out:
-            events.publish(trip, "session_expired", session.user_id, sessionId=str(session.id), reason="timeout")
+            _publish_expiry(trip, session)
         else:
-            events.publish(
-                trip,
-                "session_ended",
-                session.user_id,
-                sessionId=str(session.id),
-                endedAt=session.ended_at,
-                reason=reason,
-            )
+            _publish(trip, "session_ended", session, endedAt=session.ended_at, reason=reason)
     deadlines.release(session.expires_at)
 
 
@@ -171,6 +151,14 @@ def list_active(limit: int) -> list[Session]:
     return queries.list_active(limit)
 
 
+def _publish(trip: Pipeline, kind: str, session: Session, **payload: Any) -> None:
+    events.publish(trip, kind, session.user_id, sessionId=str(session.id), **payload)
+
+
+def _publish_expiry(trip: Pipeline, session: Session) -> None:
+    _publish(trip, "session_expired", session, reason="timeout")
+
+
 def _count_ends(reason: str, *ended: Session) -> None:
     metrics.SESSIONS_ENDED.labels(reason).inc(len(ended))
     if reason == "timeout":
@@ -193,7 +181,7 @@ def _tell(ended: Sequence[Session]) -> bool:
     """Publish the expiry of sessions, then note that it was; what fails is told again when the lease is over."""
     trip = current_redis().pipeline()
     for session in ended:
-        events.publish(trip, "session_expired", session.user_id, sessionId=str(session.id), reason="timeout")
+        _publish_expiry(trip, session)
     if not ended or not send(trip):
         return False
     try:
@@ -219,14 +207,8 @@ def _warn_due() -> int:
         warned = queries.warn_due(BATCH, deadlines.warning_lead())
         with after_commit() as trip:
             for session in warned:
-                events.publish(
-                    trip,
-                    "session_expiring",
-                    session.user_id,
-                    sessionId=str(session.id),
-                    expiresAt=session.expires_at,
-                    minutesRemaining=rules.remaining_minutes(session.expires_at, session.now, minute_seconds),
-                )
+                minutes = rules.remaining_minutes(session.expires_at, session.now, minute_seconds)
+                _publish(trip, "session_expiring", session, expiresAt=session.expires_at, minutesRemaining=minutes)
         total += len(warned)
         if len(warned) < BATCH:
             return total

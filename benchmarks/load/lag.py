@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import signal
 import socket
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.load.members import drop_sessions, seed_sessions
-from benchmarks.load.stack import ROOT, Stack, wait_for
+from benchmarks.load.stack import ROOT, Stack, stop, wait_for
 from benchmarks.load.yardstick import node
+from dev.embedded import guarded
 
 CHANNEL = "after_hours:events"
 EXPIRED = "after_hours:session_expired"
@@ -88,11 +90,8 @@ def _yardstick(stack: Stack, command: list[str]) -> Iterator[Arm]:
     with contextlib.ExitStack() as running:
 
         def arm(_last: int) -> None:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=stack.environment, stdout=subprocess.PIPE, start_new_session=True
-            )
-            running.callback(process.wait)
-            running.callback(process.terminate)
+            process = guarded(command, signal.SIGTERM, cwd=ROOT, env=stack.environment, stdout=subprocess.PIPE)
+            running.callback(stop, process)
             if process.stdout is None or process.stdout.readline() != b"armed\n":
                 raise RuntimeError(f"{command} failed")
 

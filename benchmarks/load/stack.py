@@ -60,7 +60,7 @@ class Stack:
             process = guarded(
                 self.commands[name], signal.SIGTERM, cwd=self.root, env=self.environment, stdout=log, stderr=log
             )
-        self.running.callback(_stop, process)
+        self.running.callback(stop, process)
         self.processes[name] = process.pid
         self.pids["service"] = [*self.processes.values()]
 
@@ -176,7 +176,8 @@ def wait_for(condition: Any, seconds: float) -> None:
         time.sleep(0.05)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a guarded process, by force if it takes too long."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)

@@ -1,12 +1,14 @@
 """The field's usual ways to take requests and to end sessions on time, in a few lines each, for comparison."""
 
 import contextlib
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.load.stack import Stack, free_port, is_ready, wait_for
+from benchmarks.load.stack import Stack, free_port, is_ready, stop, wait_for
+from dev.embedded import guarded
 
 _NODE = Path(__file__).parent / "node"
 _START_SECONDS = 30
@@ -25,13 +27,10 @@ def node(script: str) -> list[str]:
 def express(stack: Stack) -> Iterator[Stack]:
     """Serve the four requests with Express on a stack that has no processes of the Procfile's, and yield it so."""
     port = free_port()
-    process = subprocess.Popen(
-        node("serve.js"), env={**stack.environment, "PORT": str(port)}, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+    process = guarded(node("serve.js"), signal.SIGTERM, env={**stack.environment, "PORT": str(port)})
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: is_ready(url), _START_SECONDS)
         yield replace(stack, url=url, pids={**stack.pids, "service": [process.pid]})
     finally:
-        process.terminate()
-        process.wait()
+        stop(process)
