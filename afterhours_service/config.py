@@ -44,6 +44,7 @@ class Settings:
     """What the environment says, with its defaults."""
 
     database_url: str = field(repr=False)
+    database_prepare: bool = True
     redis_url: str = field(repr=False)
     jwt_key: str = field(repr=False)
     jwt_algorithm: str
@@ -77,6 +78,7 @@ class Settings:
         env = Env(eager=False)
         problems: dict[str, list[str]] = {}
         database_url = env.str("DATABASE_URL", validate=_is_postgresql_url)
+        database_prepare = env.bool("DATABASE_PREPARE", True)
         redis_url = env.str("REDIS_URL", "redis://localhost:6379/0", validate=_is_redis_url)
         secret = env.str("JWT_SECRET", "", validate=_is_long_enough)
         public_key = env.str("JWT_PUBLIC_KEY", "").replace("\\n", "\n")
@@ -119,6 +121,7 @@ class Settings:
             raise SettingsError(problems)
         return cls(
             database_url=_for_psycopg2(database_url),
+            database_prepare=database_prepare,
             redis_url=redis_url,
             jwt_key=public_key or secret,
             jwt_algorithm=algorithm,

@@ -137,7 +137,6 @@ _AS_WRITTEN = """
 """
 
 _PAGE = f"""
-    {_AS_WRITTEN}
     SELECT s.id, s.user_id, p.name, p.age, a.description, a.photo_url, s.expires_at,
         s.fuzzed_latitude, s.fuzzed_longitude, s.metres
     {_fitting("ORDER BY discovery_key <-> CAST(%(near)s AS cube)")}
@@ -146,7 +145,6 @@ _PAGE = f"""
 """
 
 _COUNT = f"""
-    {_AS_WRITTEN}
     SELECT count(*) FROM (SELECT {_fitting()} LIMIT %(limit)s) AS fitting
 """
 
@@ -190,7 +188,7 @@ def renew_key(member_id: str) -> None:
 
 def page(me: Asker, limit: int, lead: timedelta, after: Position | None = None) -> list[Candidate]:
     """Return up to `limit` members who fit, the nearest first, and have at least `lead` left."""
-    rows = read(_PAGE, **_parameters(me, limit, lead, after))
+    rows = read(_PAGE, _AS_WRITTEN, **_parameters(me, limit, lead, after))
     return [
         Candidate._make((*about, Point(float(latitude), float(longitude)), metres))
         for *about, latitude, longitude, metres in rows
@@ -200,7 +198,7 @@ def page(me: Asker, limit: int, lead: timedelta, after: Position | None = None) 
 def count(me: Asker, limit: int, lead: timedelta) -> int:
     """Return how many members fit and have at least `lead` left; counted up to `limit`."""
     counted: int
-    [(counted,)] = read(_COUNT, **_parameters(me, limit, lead, None))
+    [(counted,)] = read(_COUNT, _AS_WRITTEN, **_parameters(me, limit, lead, None))
     return counted
 
 

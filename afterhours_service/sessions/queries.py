@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from afterhours_service.extensions import cursor, run
+from afterhours_service.extensions import cursor, execute, run
 from afterhours_service.location import Point
 from afterhours_service.sessions import rules
 
@@ -52,7 +52,7 @@ _ACTIVE = f"""
 
 # The member's retained sessions, and the mask for the place that comes with the next statement.
 _PREPARE_START = """
-    BEGIN; SELECT set_config('after_hours.mask', %(mask)s, true), (
+    SELECT set_config('after_hours.mask', %(mask)s, true), (
         SELECT array_agg(DISTINCT ARRAY[fuzzed_latitude, fuzzed_longitude]::float8[])
         FROM after_hours_sessions WHERE user_id = %(member_id)s
     )
@@ -192,22 +192,21 @@ def start(
     mask = secrets.randbits(_MASK_BITS)
     device = device or {}
     with cursor() as opened:
-        opened.execute(_PREPARE_START, {"member_id": member_id, "mask": str(mask)})
+        execute(opened, _PREPARE_START, before="BEGIN;", member_id=member_id, mask=str(mask))
         [(_, points)] = opened.fetchall()
         blurred = blur([Point(*point) for point in points or []])
-        opened.execute(
+        execute(
+            opened,
             _START_WITH_DEVICE if any(device.values()) else _START,
-            {
-                "member_id": member_id,
-                "length": length,
-                "masked_latitude": round(exact.latitude * _DEGREE) ^ mask,
-                "masked_longitude": round(exact.longitude * _DEGREE) ^ mask,
-                "blurred_latitude": blurred.latitude,
-                "blurred_longitude": blurred.longitude,
-                "device_id": device.get("device_id"),
-                "device_model": device.get("device_model"),
-                "platform": device.get("platform"),
-            },
+            member_id=member_id,
+            length=length,
+            masked_latitude=round(exact.latitude * _DEGREE) ^ mask,
+            masked_longitude=round(exact.longitude * _DEGREE) ^ mask,
+            blurred_latitude=blurred.latitude,
+            blurred_longitude=blurred.longitude,
+            device_id=device.get("device_id"),
+            device_model=device.get("device_model"),
+            platform=device.get("platform"),
         )
         rows = [Session(*row) for row in opened.fetchall()]
         ran_out = next((row for row in rows if row.ended_at), None)
