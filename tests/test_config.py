@@ -18,6 +18,7 @@ SECRET = "s3cret-" * 5
 NEEDED = {"DATABASE_URL": "postgresql://user:pass-word@db/after_hours", "JWT_SECRET": SECRET, "LOCATION_SECRET": SECRET}
 NAMES = [
     "DATABASE_URL",
+    "DATABASE_PREPARE",
     "REDIS_URL",
     "JWT_SECRET",
     "JWT_PUBLIC_KEY",

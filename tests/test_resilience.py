@@ -1,6 +1,7 @@
 """What a moment without PostgreSQL or Redis costs a request, a worker, a scheduler."""
 
 import time
+from collections.abc import Callable
 
 import psycopg2
 import pytest
@@ -10,10 +11,11 @@ from redis import Redis
 from rq.job import Job
 from sqlalchemy.exc import DBAPIError
 
-from afterhours_service.extensions import cursor, db, give_back, run
+from afterhours_service.extensions import cursor, db, give_back, read, run
 from afterhours_service.queue import TIMERS_QUEUE, Worker
 from afterhours_service.timers import SCHEDULED, Scheduler, Timer, arm_timer, disarm_timer
 from tests.factories import Factory, bearer
+from tests.wire import Wire
 
 TIMER = Timer("session-timer-1", 1, "time.sleep", (0,))
 
@@ -51,6 +53,33 @@ def test_a_connection_comes_back_to_the_pool_as_it_was(app: Flask) -> None:
         give_back()  # once is enough
         assert (driver.autocommit, driver.get_transaction_status()) == (False, TRANSACTION_STATUS_IDLE)
         assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_a_connection_prepares_each_statement_once(wire: Wire, make_app: Callable[..., Flask]) -> None:
+    with make_app(database_url=wire.url).app_context():
+        run("SELECT 1")  # opens the connection, which asks a few things of its own
+        wire.queries.clear()
+        for numerator in (1, 2):
+            assert run("SELECT %(n)s / CAST(%(n)s AS integer)", n=numerator) == [(1,)]
+        [prepare, first, second] = wire.queries
+        name = prepare.split()[1]
+        assert prepare == f"PREPARE {name} AS SELECT $1 / CAST($1 AS integer)"
+        assert [first.strip(), second.strip()] == [f"EXECUTE {name} (1)", f"EXECUTE {name} (2)"]
+
+        with pytest.raises(DBAPIError):
+            run("SELECT %(n)s / CAST(%(n)s AS integer)", n=0)
+        assert run("SELECT %(n)s / CAST(%(n)s AS integer)", n=3) == [(1,)]
+        assert [query.split()[0] for query in wire.queries[3:]] == ["EXECUTE", "EXECUTE"]
+
+        g.connection.dbapi_connection.close()  # and the next connection knows nothing yet
+        assert read("SELECT %(n)s / CAST(%(n)s AS integer)", n=4) == [(1,)]
+        assert [query.split()[0] for query in wire.queries[-2:]] == ["PREPARE", "EXECUTE"]
+
+
+def test_where_connections_are_shared_nothing_is_prepared(wire: Wire, make_app: Callable[..., Flask]) -> None:
+    with make_app(database_url=wire.url, database_prepare=False).app_context():
+        assert run("SELECT %(n)s + 1", n=1) == [(2,)]
+    assert wire.queries[-1].strip() == "SELECT 1 + 1"
 
 
 def test_a_timer_that_was_handed_over_is_not_taken_from_its_worker(redis: Redis) -> None:

@@ -13,13 +13,14 @@ from benchmarks.load.routes import CONNECTIONS, Members, Route
 from benchmarks.load.stack import SECRET, Stack
 
 _STATEMENT = re.compile(r"LOG:  statement: (.*(?:\n\t.*)*)")
+_PREPARE = re.compile(r"DETAIL:  prepare: (.*(?:\n\t.*)*)")
 
 
 def measure(stack: Stack, members: Members, route: Route, seconds: int) -> float:
     """Return how many transactions a second pgbench makes of what a route says to PostgreSQL."""
     members.prepare(stack, route)
     script = stack.place.state / f"{route.name}.sql"
-    script.write_text(_script(_record(stack, route, members.pool), members.pool))
+    script.write_text(_script(*_record(stack, route, members.pool), members.pool))
     members.prepare(stack, route)
     postgres, _ = stack.place.binaries()
     command = f"{postgres}/pgbench -n -M simple -c {CONNECTIONS} -j 1 -T {seconds} -D n=0 -f".split()
@@ -34,8 +35,8 @@ def measure(stack: Stack, members: Members, route: Route, seconds: int) -> float
     return float(per_second[1])
 
 
-def _record(stack: Stack, route: Route, member: int) -> list[str]:
-    """Return the statements with which a request of the member numbered `member` is answered, in order."""
+def _record(stack: Stack, route: Route, member: int) -> tuple[list[str], list[str]]:
+    """Return what a request of the member numbered `member` needs to have prepared, and its statements, in order."""
     log = Path(stack.place.log.name)
     stack.execute("ALTER SYSTEM SET log_statement = 'all'")
     stack.execute("SELECT pg_reload_conf()")
@@ -51,11 +52,20 @@ def _record(stack: Stack, route: Route, member: int) -> list[str]:
     text = log.read_bytes()[begin:].decode()
     stack.execute("ALTER SYSTEM RESET log_statement")
     stack.execute("SELECT pg_reload_conf()")
-    return [statement for statement in _STATEMENT.findall(text) if not statement.startswith("ALTER SYSTEM")]
+    own = ("ALTER SYSTEM", "PREPARE")
+    return _PREPARE.findall(text), [said for said in _STATEMENT.findall(text) if not said.startswith(own)]
 
 
-def _script(statements: list[str], member: int) -> str:
-    """Return a script of pgbench in which each transaction of each client is another member's."""
+def _script(prepare: list[str], statements: list[str], member: int) -> str:
+    """Return a script of pgbench in which each transaction of each client is another member's.
+
+    prepare: what each client says first of all.
+    """
+    once = [r"\if :n = 1", *(f"{_in_a_line(statement)};" for statement in dict.fromkeys(prepare)), r"\endif"]
     ours = [statement.replace(f"'member-{member}'", "'member-:member'") for statement in statements]
     numbering = (r"\set n :n + 1", rf"\set member :n * {CONNECTIONS} - :client_id")
-    return "\n".join([*numbering, *(f"{statement.strip()};" for statement in ours), ""])
+    return "\n".join([*numbering, *once, *(f"{statement.strip()};" for statement in ours), ""])
+
+
+def _in_a_line(statement: str) -> str:
+    return " ".join(re.sub(r"--.*", "", statement).split())
