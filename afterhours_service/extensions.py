@@ -160,7 +160,7 @@ def execute(opened: psycopg2.extensions.cursor, statement: str, before: str = ""
 
 
 def run(statement: str, before: str = "", **parameters: Any) -> list[tuple[Any, ...]]:
-    """Run one statement, as `execute` does, as a transaction of its own, and return its rows. Raises as `cursor` does."""
+    """Run one statement, as `execute` does, in a transaction of its own; return its rows. Raises as `cursor` does."""
     with cursor() as opened:
         execute(opened, statement, before, **parameters)
         return opened.fetchall() if opened.description else []

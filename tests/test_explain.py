@@ -1,6 +1,7 @@
 """Every statement finds its rows by an index, on 200,000 sessions, whether it is planned for its values or for any."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -117,7 +118,8 @@ def test_no_statement_reads_a_table_from_end_to_end(
 
 def explainable(queries: list[str]) -> Iterator[str]:
     """Yield what explains the queries; one that is prepared, by the plan that is good for any values."""
-    for query in {query.strip().removeprefix("BEGIN; ") for query in queries} - {"BEGIN", "COMMIT", "ROLLBACK"}:
+    statements = {re.sub(r"^(BEGIN|SET LOCAL [^;]*);", "", query).strip() for query in queries}
+    for query in statements - {"BEGIN", "COMMIT", "ROLLBACK"}:
         if query.startswith("PREPARE "):
             yield f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {query.partition(' AS ')[2]}"
         elif not query.startswith("EXECUTE "):
