@@ -2,7 +2,8 @@
 -- it can be run again. The role itself is made once: CREATE ROLE after_hours LOGIN PASSWORD '…'.
 GRANT USAGE ON SCHEMA public TO after_hours;
 GRANT SELECT, INSERT, UPDATE, DELETE
-    ON after_hours_sessions, after_hours_profiles, after_hours_preferences, after_hours_declines, device_fingerprints
+    ON after_hours_sessions, after_hours_untold, after_hours_profiles, after_hours_preferences, after_hours_declines,
+        device_fingerprints
     TO after_hours;
 GRANT SELECT ON after_hours_alembic_version TO after_hours;
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from flask import Flask
 
@@ -31,8 +30,8 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     sessions.end: ("m7",),
     sessions.extend: ("m7", MINUTES),
     sessions.end_due: (1000, timedelta(seconds=10)),
-    sessions.claim_untold: (1000, timedelta(seconds=10)),
-    sessions.mark_told: ([UUID(int=0)],),
+    sessions.claim_untold: (10, timedelta(seconds=10)),
+    sessions.mark_told: ([1],),
     sessions.warn_due: (1000, timedelta(minutes=2)),
     sessions.expiry_seconds: (),
     sessions.needed_seconds: ([1_800_000_000, 1_800_000_001], timedelta(minutes=2)),
@@ -81,6 +80,8 @@ ROWS = """
         SELECT id, user_id, 'm' || (substr(user_id, 2)::int + 1) % 20000, ended_at
         FROM after_hours_sessions WHERE ended_at < now() - interval '6 days' LIMIT 20000
         ON CONFLICT DO NOTHING;
+    INSERT INTO after_hours_untold (tell_at, session_ids)
+        SELECT now() + (n - 100) * interval '1 second', ARRAY[gen_random_uuid()] FROM generate_series(1, 20000) AS n;
     ANALYZE;
 """
 

@@ -35,6 +35,7 @@ OUR_TABLES = (
     "after_hours_sessions",
     "after_hours_declines",
     "device_fingerprints",
+    "after_hours_untold",
 )
 HOST_DATA = """
     INSERT INTO users (id, provider, email, id_verified, id_verified_at, after_hours_consent)

@@ -4,7 +4,19 @@ import uuid
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Numeric, String, func, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    Numeric,
+    String,
+    Uuid,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
@@ -54,7 +66,6 @@ class AfterHoursSession(Base):
         ),
         Index("idx_after_hours_sessions_expires", "expires_at", postgresql_where=text("ended_at IS NULL")),
         Index("idx_after_hours_sessions_ended", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
-        Index("idx_after_hours_sessions_announce", "announce_at", postgresql_where=text("announce_at IS NOT NULL")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -64,8 +75,6 @@ class AfterHoursSession(Base):
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
     # The moment of the warning for the present expires_at; an extension clears it.
     warned_at: Mapped[datetime | None] = mapped_column(Timestamp)
-    # When to publish the expiry again; null before it, and once it is published.
-    announce_at: Mapped[datetime | None] = mapped_column(Timestamp)
     # Exact, and null from the end of the session on: a trigger of the database erases them.
     latitude: Mapped[Decimal | None] = mapped_column(LATITUDE)
     longitude: Mapped[Decimal | None] = mapped_column(LONGITUDE)
@@ -78,6 +87,17 @@ class AfterHoursSession(Base):
 
     def __repr__(self) -> str:
         return f"<AfterHoursSession {self.id}>"  # and never where
+
+
+class UntoldExpiries(Base):
+    """Sessions that ran out together, from their end until it is published; after `tell_at` anyone may publish it."""
+
+    __tablename__ = "after_hours_untold"
+    __table_args__ = (Index("idx_after_hours_untold_tell", "tell_at"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tell_at: Mapped[datetime] = mapped_column(Timestamp)
+    session_ids: Mapped[list[uuid.UUID]] = mapped_column(ARRAY(Uuid))
 
 
 class DeviceFingerprint(Base):

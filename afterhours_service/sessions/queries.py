@@ -31,6 +31,13 @@ class Session(NamedTuple):
         return rules.remaining_seconds(self.expires_at, self.now)
 
 
+class Untold(NamedTuple):
+    """Sessions that ran out, their expiry yet to be published; and what to give `mark_told` when it was."""
+
+    ids: list[int]
+    sessions: list[Session]
+
+
 class Census(NamedTuple):
     """How many sessions are active, how many ran out and are not ended yet, and for how long the oldest of those."""
 
@@ -67,9 +74,11 @@ _PREPARE_START = """
 # withdrawal of consent or an erasure under way, and then see it.
 _START_PARTS = f"""
     WITH ran_out AS (
-        UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = clock_timestamp()
+        UPDATE after_hours_sessions SET ended_at = expires_at
         WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at <= clock_timestamp()
         RETURNING {COLUMNS}
+    ), untold AS (
+        INSERT INTO after_hours_untold (tell_at, session_ids) SELECT now, ARRAY[id] FROM ran_out
     ), started AS (
         INSERT INTO after_hours_sessions
             (user_id, started_at, expires_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
@@ -111,12 +120,19 @@ _EXTEND = f"""
 # SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
 # NO KEY: who only refers to it, by a decline, is in nobody's way.
 _END_DUE = f"""
-    UPDATE after_hours_sessions SET ended_at = expires_at, announce_at = statement_timestamp() + %(lease)s
-    WHERE id = ANY (ARRAY(
-        SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= statement_timestamp()
-        ORDER BY expires_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
-    ))
-    RETURNING {COLUMNS}
+    WITH ended AS (
+        UPDATE after_hours_sessions SET ended_at = expires_at
+        WHERE id = ANY (ARRAY(
+            SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= statement_timestamp()
+            ORDER BY expires_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
+        ))
+        RETURNING {COLUMNS}
+    ), untold AS (
+        INSERT INTO after_hours_untold (tell_at, session_ids)
+        SELECT statement_timestamp() + %(lease)s, array_agg(id) FROM ended HAVING count(*) > 0
+        RETURNING id
+    )
+    SELECT untold.id, ended.* FROM untold CROSS JOIN ended
 """
 
 _WARN_DUE = f"""
@@ -130,16 +146,21 @@ _WARN_DUE = f"""
     RETURNING {COLUMNS}
 """
 
+# A session may be deleted meanwhile; then there is nothing to tell of it.
 _CLAIM_UNTOLD = f"""
-    UPDATE after_hours_sessions SET announce_at = statement_timestamp() + %(lease)s
-    WHERE id = ANY (ARRAY(
-        SELECT id FROM after_hours_sessions WHERE announce_at <= statement_timestamp()
-        ORDER BY announce_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
-    ))
-    RETURNING {COLUMNS}
+    WITH untold AS (
+        UPDATE after_hours_untold SET tell_at = statement_timestamp() + %(lease)s
+        WHERE id = ANY (ARRAY(
+            SELECT id FROM after_hours_untold WHERE tell_at <= statement_timestamp()
+            ORDER BY tell_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+        ))
+        RETURNING id AS untold_id, session_ids
+    )
+    SELECT untold_id, {COLUMNS}
+    FROM untold CROSS JOIN unnest(session_ids) AS session_id LEFT JOIN after_hours_sessions ON id = session_id
 """
 
-_MARK_TOLD = "UPDATE after_hours_sessions SET announce_at = NULL WHERE id = ANY (%(ids)s)"
+_MARK_TOLD = "DELETE FROM after_hours_untold WHERE id = ANY (%(ids)s)"
 
 _EXPIRY_SECONDS = """
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
@@ -234,22 +255,22 @@ def extend(member_id: str, length: timedelta) -> Session | None:
     return _one(_EXTEND, member_id=member_id, length=length)
 
 
-def end_due(batch: int, lease: timedelta) -> list[Session]:
+def end_due(batch: int, lease: timedelta) -> Untold:
     """End up to `batch` sessions that have run out, at their expiry.
 
     lease: how long the caller has to tell of them.
     """
-    return _all(_END_DUE, _PLAN_ANEW, batch=batch, lease=lease)
+    return _untold(_END_DUE, batch=batch, lease=lease)
 
 
-def claim_untold(batch: int, lease: timedelta) -> list[Session]:
-    """Return up to `batch` sessions that ran out and whom nobody told of within the lease; it is the caller's now."""
-    return _all(_CLAIM_UNTOLD, _PLAN_ANEW, batch=batch, lease=lease)
+def claim_untold(batch: int, lease: timedelta) -> Untold:
+    """Return what nobody told of within the lease, up to `batch` batches of `end_due`; it is the caller's now."""
+    return _untold(_CLAIM_UNTOLD, batch=batch, lease=lease)
 
 
-def mark_told(ids: Iterable[uuid.UUID]) -> None:
-    """Note that the expiry of these sessions was published."""
-    run(_MARK_TOLD, ids=list(ids))
+def mark_told(ids: list[int]) -> None:
+    """Note that these expiries were published."""
+    run(_MARK_TOLD, ids=ids)
 
 
 def warn_due(batch: int, lead: timedelta) -> list[Session]:
@@ -292,3 +313,9 @@ def _one(statement: str, **parameters: Any) -> Session | None:
 
 def _all(statement: str, before: str = "", **parameters: Any) -> list[Session]:
     return [Session(*row) for row in run(statement, before, **parameters)]
+
+
+def _untold(statement: str, **parameters: Any) -> Untold:
+    rows = run(statement, _PLAN_ANEW, **parameters)
+    ids = list({untold_id for untold_id, *_ in rows})
+    return Untold(ids, [Session(*row) for _, *row in rows if row[0]])

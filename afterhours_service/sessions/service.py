@@ -1,9 +1,12 @@
 """The use cases of a session. Each is one transaction; timers and events follow its commit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from flask import current_app
+from flask.ctx import AppContext
 from psycopg2.errors import ForeignKeyViolation, QueryCanceled
 from redis.client import Pipeline
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -15,7 +18,7 @@ from afterhours_service.log import get_logger
 from afterhours_service.queue import after_commit, current_redis, send
 from afterhours_service.runs import recorded
 from afterhours_service.sessions import deadlines, queries, rules
-from afterhours_service.sessions.queries import Session
+from afterhours_service.sessions.queries import Session, Untold
 from afterhours_service.sessions.schemas import ActiveSchema
 
 logger = get_logger(__name__)
@@ -23,6 +26,7 @@ logger = get_logger(__name__)
 Device = Mapping[str, str | None]
 
 BATCH = 1000  # sessions a transaction ends or warns
+UNTOLD_BATCH = 10  # of those, how many are told again at once
 LEASE = timedelta(seconds=10)  # who ended a session and hasn't told of it by then is taken for dead
 TRIES = 5
 
@@ -167,25 +171,36 @@ def _count_ends(reason: str, *ended: Session) -> None:
 
 
 def _end_due() -> int:
+    """End all that is due, batch by batch: while a full one is told of, the next one is ended."""
     total = 0
-    while True:
-        ended = queries.end_due(BATCH, LEASE)
-        _tell(ended)
-        _count_ends("timeout", *ended)
-        total += len(ended)
-        if len(ended) < BATCH:
-            return total
+    with ThreadPoolExecutor(1) as aside:
+        telling: Future[bool] | None = None
+        while True:
+            untold = queries.end_due(BATCH, LEASE)
+            if telling:
+                telling.result()
+            _count_ends("timeout", *untold.sessions)
+            total += len(untold.sessions)
+            if len(untold.sessions) < BATCH:
+                _tell(untold)
+                return total
+            telling = aside.submit(_tell_in, current_app.app_context(), untold)
 
 
-def _tell(ended: Sequence[Session]) -> bool:
+def _tell_in(context: AppContext, untold: Untold) -> bool:
+    with context:
+        return _tell(untold)
+
+
+def _tell(untold: Untold) -> bool:
     """Publish the expiry of sessions, then note that it was; what fails is told again when the lease is over."""
     trip = current_redis().pipeline()
-    for session in ended:
+    for session in untold.sessions:
         _publish_expiry(trip, session)
-    if not ended or not send(trip):
+    if not untold.ids or not send(trip):
         return False
     try:
-        queries.mark_told(session.id for session in ended)
+        queries.mark_told(untold.ids)
     except SQLAlchemyError as error:
         logger.warning("expiries will be told twice", error=type(error).__name__)
         return False
@@ -195,8 +210,8 @@ def _tell(ended: Sequence[Session]) -> bool:
 def _tell_again() -> None:
     """Publish the expiries that nobody has, because a worker died or Redis was away after the commit."""
     while True:
-        untold = queries.claim_untold(BATCH, LEASE)
-        if not _tell(untold) or len(untold) < BATCH:
+        untold = queries.claim_untold(UNTOLD_BATCH, LEASE)
+        if not _tell(untold) or len(untold.ids) < UNTOLD_BATCH:
             return
 
 

@@ -28,7 +28,7 @@ def expired(events: Events) -> list[str]:
 
 def lease_is_over(factory: Factory) -> None:
     """Let the time pass that a worker has to tell of what it ended."""
-    factory.execute("UPDATE after_hours_sessions SET announce_at = announce_at - interval '11 seconds'")
+    factory.execute("UPDATE after_hours_untold SET tell_at = tell_at - interval '11 seconds'")
 
 
 def test_an_expiry_is_told_once(app: Flask, factory: Factory, events: Events) -> None:
@@ -46,7 +46,6 @@ def test_an_expiry_is_told_by_another_when_the_worker_died_after_its_commit(
     session = factory.session(factory.member(), left=-1)
     with app.app_context():
         queries.end_due(10, service.LEASE)
-        db.session.commit()
         service.do_what_is_due()
         assert expired(events) == []  # it may still be at it
         lease_is_over(factory)
@@ -78,20 +77,33 @@ def test_a_start_leaves_the_session_that_it_found_overdue_to_a_worker_to_tell_of
     with app.app_context():
         service.do_what_is_due()
     assert expired(events) == [session]
-    assert not factory.execute("SELECT FROM after_hours_sessions WHERE announce_at IS NOT NULL")
+    assert not factory.execute("SELECT FROM after_hours_untold")
 
 
 def test_many_untold_expiries_are_told_in_batches(
     app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "BATCH", 2)
+    monkeypatch.setattr(service, "UNTOLD_BATCH", 2)
     sessions = {factory.session(factory.member(), left=-1) for _ in range(5)}
     with app.app_context():
-        while queries.end_due(2, -service.LEASE):
-            db.session.commit()
+        while queries.end_due(1, -service.LEASE).ids:
+            pass
         service.do_what_is_due()
     told = expired(events)
     assert (len(told), set(told)) == (5, sessions)
+
+
+def test_a_session_that_was_erased_before_its_expiry_was_told_is_forgotten(
+    app: Flask, factory: Factory, events: Events
+) -> None:
+    kept, erased = (factory.session(factory.member(), left=-1) for _ in range(2))
+    with app.app_context():
+        queries.end_due(1, -service.LEASE)
+        queries.end_due(1, -service.LEASE)
+        factory.execute("DELETE FROM after_hours_sessions WHERE id = %s", erased)
+        service.do_what_is_due()
+    assert expired(events) == [kept]
+    assert not factory.execute("SELECT FROM after_hours_untold")
 
 
 def test_two_workers_on_the_same_second_do_each_session_once(
