@@ -23,7 +23,10 @@ TIMER = Timer("session-timer-1", 1, "time.sleep", (0,))
 def test_an_answer_outlives_the_connection_that_it_was_read_from(app: Flask, factory: Factory) -> None:
     @app.after_request
     def cut(response: object) -> object:
-        factory.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'after-hours'")
+        factory.execute(
+            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name = 'after-hours'"""
+        )
         return response
 
     member, client = factory.member(), app.test_client()
