@@ -6,7 +6,7 @@ wheel's (Varghese and Lauck, SOSP 1987).
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -47,14 +47,15 @@ def arm_look(trip: Pipeline, now: datetime) -> None:
     arm_timer(trip, _timer(rules.expiry_second(now)))
 
 
-def release(expires_at: datetime) -> None:
+def release(expires_at: datetime, needed: Collection[int] | None = None) -> None:
     """Cancel the timers of an expiry that no longer stands, but for those that another session needs.
 
-    First cancelled, then asked once more: in this order no interleaving with a start loses a timer. And of sessions
-    that leave a second at once, the last to commit finds nobody else.
+    needed: the seconds that others needed when it was left; asked for when it is left out. First cancelled, then asked
+    once more: in this order no interleaving with a start loses a timer. Sessions that leave a second at the same moment
+    may find each other there, and leave its timer behind: one too many does no harm.
     """
     seconds = _seconds(expires_at)
-    needed = _needed(seconds)
+    needed = _needed(seconds) if needed is None else needed
     released = [second for second in seconds if second not in needed]
     if not released:
         return

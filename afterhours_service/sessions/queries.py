@@ -31,6 +31,16 @@ class Session(NamedTuple):
         return rules.remaining_seconds(self.expires_at, self.now)
 
 
+class Left(NamedTuple):
+    """A session that has left its expiry, by an end or an extension, and who still needs that one's seconds.
+
+    needed: those of the expiry's and its warning's seconds, since the epoch, at which another session needs a timer.
+    """
+
+    session: Session
+    needed: set[int]
+
+
 class Untold(NamedTuple):
     """Sessions that ran out, their expiry yet to be published; and what to give `mark_told` when it was."""
 
@@ -104,17 +114,47 @@ _START_WITH_DEVICE = _START_PARTS + _FINGERPRINT + _START_RESULT
 
 _HAS_PROFILE = "SELECT EXISTS (SELECT FROM after_hours_profiles WHERE user_id = %(member_id)s)"
 
+
+def _needed(seconds: str, others: str = "") -> str:
+    """Return a query for those of `seconds`, an array of bigint, at which a session expires, or has `lead` left."""
+    return f"""
+    SELECT second FROM unnest({seconds}) AS second
+    WHERE EXISTS (
+        SELECT FROM after_hours_sessions AS other
+        WHERE ended_at IS NULL AND expires_at > to_timestamp(second - 1) AND expires_at <= to_timestamp(second)
+            {others}
+    ) OR EXISTS (
+        SELECT FROM after_hours_sessions AS other
+        WHERE ended_at IS NULL AND expires_at > to_timestamp(second - 1) + CAST(%(lead)s AS interval)
+            AND expires_at <= to_timestamp(second) + CAST(%(lead)s AS interval)
+            {others}
+    )"""
+
+
+_NEEDED = _needed("CAST(%(seconds)s AS bigint[])")
+
+
+def _needed_by_others(expiry: str) -> str:
+    """Return an expression for the seconds of an expiry, and of its warning, that other sessions than `mine` need."""
+    seconds = ", ".join(
+        f"CAST(ceil(extract(epoch FROM {moment})) AS bigint)"
+        for moment in (expiry, f"{expiry} - CAST(%(lead)s AS interval)")
+    )
+    return f"ARRAY({_needed(f'ARRAY[{seconds}]', 'AND other.id <> mine.id')})"
+
+
 _END = f"""
-    UPDATE after_hours_sessions SET ended_at = clock_timestamp()
+    UPDATE after_hours_sessions AS mine SET ended_at = clock_timestamp()
     WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
-    RETURNING {COLUMNS}
+    RETURNING {COLUMNS}, {_needed_by_others("mine.expires_at")}
 """
 
 _EXTEND = f"""
-    UPDATE after_hours_sessions
-    SET expires_at = date_trunc('second', expires_at + %(length)s + interval '999999 microseconds'), warned_at = NULL
+    UPDATE after_hours_sessions AS mine
+    SET expires_at = date_trunc('second', expires_at + CAST(%(length)s AS interval) + interval '999999 microseconds'),
+        warned_at = NULL
     WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
-    RETURNING {COLUMNS}
+    RETURNING {COLUMNS}, {_needed_by_others("mine.expires_at - CAST(%(length)s AS interval)")}
 """
 
 # SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
@@ -165,18 +205,6 @@ _MARK_TOLD = "DELETE FROM after_hours_untold WHERE id = ANY (%(ids)s)"
 _EXPIRY_SECONDS = """
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
     WHERE ended_at IS NULL AND expires_at > statement_timestamp()
-"""
-
-_NEEDED = """
-    SELECT second FROM unnest(CAST(%(seconds)s AS bigint[])) AS second
-    WHERE EXISTS (
-        SELECT FROM after_hours_sessions
-        WHERE ended_at IS NULL AND expires_at > to_timestamp(second - 1) AND expires_at <= to_timestamp(second)
-    ) OR EXISTS (
-        SELECT FROM after_hours_sessions
-        WHERE ended_at IS NULL
-            AND expires_at > to_timestamp(second - 1) + %(lead)s AND expires_at <= to_timestamp(second) + %(lead)s
-    )
 """
 
 _LIST_ACTIVE = f"""
@@ -245,14 +273,17 @@ def has_profile(member_id: str) -> bool:
     return bool(found)
 
 
-def end(member_id: str) -> Session | None:
-    """End the member's active session now."""
-    return _one(_END, member_id=member_id)
+def end(member_id: str, lead: timedelta) -> Left | None:
+    """End the member's active session now. lead: how long before an expiry its warning comes."""
+    return _left(_END, member_id=member_id, lead=lead)
 
 
-def extend(member_id: str, length: timedelta) -> Session | None:
-    """Move the expiry of the member's active session by `length`; extensions at the same time add up."""
-    return _one(_EXTEND, member_id=member_id, length=length)
+def extend(member_id: str, length: timedelta, lead: timedelta) -> Left | None:
+    """Move the expiry of the member's active session by `length`; extensions at the same time add up.
+
+    lead: how long before an expiry its warning comes.
+    """
+    return _left(_EXTEND, member_id=member_id, length=length, lead=lead)
 
 
 def end_due(batch: int, lease: timedelta) -> Untold:
@@ -313,6 +344,10 @@ def _one(statement: str, **parameters: Any) -> Session | None:
 
 def _all(statement: str, before: str = "", **parameters: Any) -> list[Session]:
     return [Session(*row) for row in run(statement, before, **parameters)]
+
+
+def _left(statement: str, **parameters: Any) -> Left | None:
+    return next((Left(Session(*row), set(needed)) for *row, needed in run(statement, **parameters)), None)
 
 
 def _untold(statement: str, **parameters: Any) -> Untold:

@@ -1,6 +1,6 @@
 """The use cases of a session. Each is one transaction; timers and events follow its commit."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -95,15 +95,16 @@ def extend(member_id: str, minutes: int) -> Session:
     Raises NoActiveSession.
     """
     length = rules.length(minutes, current_settings().minute_seconds)
-    session = queries.extend(member_id, length)
-    if session is None:
+    left = queries.extend(member_id, length, deadlines.warning_lead())
+    if left is None:
         raise errors.NoActiveSession
+    session = left.session
     metrics.SESSIONS_EXTENDED.inc()
     before = session.expires_at - length
     with after_commit() as trip:
         deadlines.arm(trip, session.expires_at)
         _publish(trip, "session_extended", session, expiresAt=session.expires_at, extendedByMinutes=minutes)
-    deadlines.release(before)
+    deadlines.release(before, left.needed)
     return session
 
 
@@ -112,15 +113,18 @@ def end(member_id: str, reason: str = "user") -> Session:
 
     Raises NoActiveSession.
     """
-    session = queries.end(member_id)
-    if session is None:
+    left = queries.end(member_id, deadlines.warning_lead())
+    if left is None:
         raise errors.NoActiveSession
-    announce_end(session, reason)
-    return session
+    announce_end(left.session, reason, left.needed)
+    return left.session
 
 
-def announce_end(session: Session, reason: str) -> None:
-    """Tell of a session that has just been ended and committed, and give its timers back; one that ran out, too."""
+def announce_end(session: Session, reason: str, needed: Collection[int] | None = None) -> None:
+    """Tell of a session that has just been ended and committed, and give its timers back; one that ran out, too.
+
+    needed: the seconds of its timers that others need; asked for when it is left out.
+    """
     ran_out = session.ended_at == session.expires_at
     _count_ends("timeout" if ran_out else reason, session)
     with after_commit() as trip:
@@ -128,7 +132,7 @@ def announce_end(session: Session, reason: str) -> None:
             _publish_expiry(trip, session)
         else:
             _publish(trip, "session_ended", session, endedAt=session.ended_at, reason=reason)
-    deadlines.release(session.expires_at)
+    deadlines.release(session.expires_at, needed)
 
 
 def do_what_is_due() -> Overdue:
