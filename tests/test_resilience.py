@@ -11,7 +11,7 @@ from redis import Redis
 from rq.job import Job
 from sqlalchemy.exc import DBAPIError
 
-from afterhours_service.extensions import cursor, db, give_back, read, run
+from afterhours_service.extensions import cursor, db, execute, give_back, read, run
 from afterhours_service.queue import TIMERS_QUEUE, Worker
 from afterhours_service.timers import SCHEDULED, Scheduler, Timer, arm_timer, disarm_timer
 from tests.factories import Factory, bearer
@@ -73,6 +73,11 @@ def test_a_connection_prepares_each_statement_once(wire: Wire, make_app: Callabl
             run("SELECT %(n)s / CAST(%(n)s AS integer)", n=0)
         assert run("SELECT %(n)s / CAST(%(n)s AS integer)", n=3) == [(1,)]
         assert [query.split()[0] for query in wire.queries[3:]] == ["EXECUTE", "EXECUTE"]
+
+        with cursor() as opened:
+            execute(opened, "SELECT 5", before="BEGIN;")
+            opened.execute("ROLLBACK")
+        assert run("SELECT 5") == [(5,)]  # a plan outlives the transaction it was made in
 
         g.connection.dbapi_connection.close()  # and the next connection knows nothing yet
         assert read("SELECT %(n)s / CAST(%(n)s AS integer)", n=4) == [(1,)]
