@@ -130,10 +130,10 @@ def _fitting(more: str = "") -> str:
 
 
 # The planner cannot tell how many keys a box holds: let it take them in the index's order, not collect and sort them;
-# and let it take the joins as they stand, which need no thought.
+# let it take the joins as they stand, which need no thought; and let it plan once, as no values make a better plan.
 _AS_WRITTEN = """
     SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off;
-    SET LOCAL join_collapse_limit = 1;
+    SET LOCAL join_collapse_limit = 1; SET LOCAL plan_cache_mode = force_generic_plan;
 """
 
 _PAGE = f"""
