@@ -7,8 +7,8 @@ key, which decides among those. Statements need not name the cell, so processes 
 
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
