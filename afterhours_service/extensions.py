@@ -12,6 +12,7 @@ from flask import current_app, g
 from flask_migrate import Migrate
 from flask_smorest import Api
 from flask_sqlalchemy import SQLAlchemy
+from psycopg2.errors import DuplicatePreparedStatement, FeatureNotSupported, InvalidSqlStatementName
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import Engine, MetaData, PoolProxiedConnection, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
@@ -33,6 +34,10 @@ class Base(DeclarativeBase):
         }
     )
 
+
+# What the server says when it and a connection disagree about a plan that is kept: another knows the name, nobody does,
+# or a column that the statement returns has another type by now. A new connection begins anew.
+_STALE = (DuplicatePreparedStatement, InvalidSqlStatementName, FeatureNotSupported)
 
 db = SQLAlchemy(model_class=Base)
 migrate = Migrate(directory="alembic")
@@ -74,7 +79,8 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
                 yield opened
         except psycopg2.Error as error:
             dialect: Any = db.engine.dialect
-            if dialect.is_disconnect(error, driver, None):  # psycopg2 does not always notice
+            # psycopg2 does not always notice that a connection is lost.
+            if isinstance(error, _STALE) or dialect.is_disconnect(error, driver, None):
                 driver.close()
             raise
         finally:
@@ -139,16 +145,17 @@ def _prepared(statement: str) -> Prepared:
     numbers = _Numbers()
     text = statement % numbers
     name = f"after_hours_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    values = f" ({', '.join(f'%({parameter})s' for parameter in numbers)})" if numbers else ""
-    return Prepared(name, f"PREPARE {name} AS {text}", f"EXECUTE {name}{values}")
+    values = ", ".join(f"%({parameter})s" for parameter in numbers)
+    return Prepared(name, f"PREPARE {name} AS {text}", f"EXECUTE {name} ({values})")
 
 
 def execute(opened: psycopg2.extensions.cursor, statement: str, before: str = "", **parameters: Any) -> None:
     """Execute a constant statement, which its connection plans once and keeps: to plan it costs more than to run it.
 
+    One without parameters is planned each time; such ones look at a whole table, which may have grown since.
     before: commands without parameters that go in the same round trip, such as BEGIN.
     """
-    if not current_settings().database_prepare:
+    if not parameters or not current_settings().database_prepare:
         opened.execute(f"{before} {statement}", parameters)
         return
     prepared = _prepared(statement)

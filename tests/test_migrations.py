@@ -94,9 +94,9 @@ class Database(NamedTuple):
         with self.app.app_context():
             upgrade(**options)
 
-    def downgrade(self) -> None:
+    def downgrade(self, revision: str = "base") -> None:
         with self.app.app_context():
-            downgrade(revision="base")
+            downgrade(revision=revision)
 
     def definitions(self) -> Definitions:
         """Return what each table is made of, in PostgreSQL's own words."""
@@ -286,6 +286,19 @@ def test_an_interrupted_run_is_taken_up_and_its_half_made_index_made_anew(make: 
     assert any("INVALID" in part for part in database.definitions()["device_fingerprints"])
     database.upgrade()
     assert database.definitions() == definitions
+
+
+def test_untold_expiries_stay_untold_on_the_way_up_and_down(make: Callable[[str], Database]) -> None:
+    database = make(NODE + NODE_DATA)
+    database.upgrade(revision="0005")
+    database.sql.execute("UPDATE after_hours_sessions SET announce_at = ended_at WHERE user_id = 'u4'")
+    noted = "SELECT id, announce_at FROM after_hours_sessions WHERE announce_at IS NOT NULL"
+    before = database.sql.execute(noted)
+    assert before
+    database.upgrade()
+    assert database.sql.execute("SELECT unnest(session_ids), tell_at FROM after_hours_untold") == before
+    database.downgrade("0005")
+    assert database.sql.execute(noted) == before
 
 
 def test_a_locked_table_makes_the_migration_give_up_and_leaves_all_as_it_was(make: Callable[[str], Database]) -> None:

@@ -120,6 +120,10 @@ def test_no_failure_tells_a_place(
         "events": TRACE.findall(str(events())),
     }
     assert not any(found.values()), found
+    # Nor has the log both halves of a place, of which one is noise: no two of its numbers make it.
+    halves = {int(number) for number in re.findall(r"\d{16,19}", log)}
+    assert halves
+    assert not {one ^ other for one in halves for other in halves} & {round(LATITUDE * 1e8), round(LONGITUDE * 1e8)}
 
 
 def factory_member(factory: Factory) -> str:

@@ -75,19 +75,64 @@ def test_a_connection_prepares_each_statement_once(wire: Wire, make_app: Callabl
         assert [query.split()[0] for query in wire.queries[3:]] == ["EXECUTE", "EXECUTE"]
 
         with cursor() as opened:
-            execute(opened, "SELECT 5", before="BEGIN;")
+            execute(opened, "SELECT %(n)s - 1", before="BEGIN;", n=6)
             opened.execute("ROLLBACK")
-        assert run("SELECT 5") == [(5,)]  # a plan outlives the transaction it was made in
+        assert run("SELECT %(n)s - 1", n=6) == [(5,)]  # a plan outlives the transaction it was made in
 
         g.connection.dbapi_connection.close()  # and the next connection knows nothing yet
         assert read("SELECT %(n)s / CAST(%(n)s AS integer)", n=4) == [(1,)]
         assert [query.split()[0] for query in wire.queries[-2:]] == ["PREPARE", "EXECUTE"]
 
 
+@pytest.mark.parametrize(
+    "disagree",
+    ["ALTER TABLE thing ALTER name TYPE text", "DEALLOCATE ALL"],
+    ids=["a column's type changed", "somebody forgot the plans"],
+)
+def test_a_plan_that_no_longer_holds_costs_its_connection_and_no_more(
+    app: Flask, factory: Factory, disagree: str
+) -> None:
+    factory.execute("CREATE TABLE thing (name varchar(9))")
+    statement = "SELECT name FROM thing WHERE name = %(name)s"
+    with app.app_context():
+        for ask in (run, read):
+            assert ask(statement, name="a") == []
+            with cursor() as opened:
+                opened.execute(disagree)
+            if ask is run:
+                with pytest.raises(DBAPIError) as caught:
+                    ask(statement, name="a")
+                assert caught.value.connection_invalidated
+            assert ask(statement, name="a") == []
+            factory.execute("ALTER TABLE thing ALTER name TYPE varchar(9)")
+
+
+def test_a_name_that_the_server_knows_already_costs_its_connection_and_no_more(app: Flask) -> None:
+    with app.app_context():
+        run("SELECT %(n)s + 1", n=1)
+        g.connection.info["after_hours_prepared"].clear()  # as if cut short between the statement and the note
+        assert read("SELECT %(n)s + 1", n=1) == [(2,)]
+
+
 def test_where_connections_are_shared_nothing_is_prepared(wire: Wire, make_app: Callable[..., Flask]) -> None:
     with make_app(database_url=wire.url, database_prepare=False).app_context():
         assert run("SELECT %(n)s + 1", n=1) == [(2,)]
     assert wire.queries[-1].strip() == "SELECT 1 + 1"
+
+
+def test_a_session_goes_its_way_where_connections_are_shared(make_app: Callable[..., Flask], factory: Factory) -> None:
+    client, headers = make_app(database_prepare=False).test_client(), bearer(factory.member())
+    body = {"duration": 15, "latitude": 52.52, "longitude": 13.405, "deviceFingerprint": {"deviceId": "d"}}
+    for method, path, json, status in (
+        ("POST", "session/start", body, 201),
+        ("POST", "session/extend", {"additionalMinutes": 15}, 200),
+        ("GET", "session", None, 200),
+        ("GET", "nearby", None, 200),
+        ("GET", "nearby/count", None, 200),
+        ("POST", "session/end", None, 200),
+    ):
+        response = client.open(f"/api/after-hours/{path}", method=method, json=json, headers=headers)
+        assert response.status_code == status
 
 
 def test_a_timer_that_was_handed_over_is_not_taken_from_its_worker(redis: Redis) -> None:

@@ -4,7 +4,7 @@ The two columns of consent are the only ones of the host's that are written.
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import text
@@ -30,9 +30,16 @@ _SET_CONSENT = text("""
 """)
 # One that had run out, and that nobody has ended yet, ends at its expiry.
 _END_SESSION = text(f"""
-    UPDATE after_hours_sessions SET ended_at = least(expires_at, clock_timestamp())
-    WHERE user_id = :member_id AND ended_at IS NULL
-    RETURNING {COLUMNS}
+    WITH ended AS (
+        UPDATE after_hours_sessions SET ended_at = least(expires_at, clock_timestamp())
+        WHERE user_id = :member_id AND ended_at IS NULL
+        RETURNING {COLUMNS}
+    ), untold AS (
+        INSERT INTO after_hours_untold (tell_at, session_ids)
+        SELECT now + :lease, ARRAY[id] FROM ended WHERE ended_at = expires_at
+        RETURNING id
+    )
+    SELECT ended.*, (SELECT id FROM untold) FROM ended
 """)
 
 # What is held on a member: table by table, without the exact place.
@@ -81,10 +88,13 @@ def set_consent(member_id: str, granted: bool) -> Consent | None:
     return _consent(_SET_CONSENT, member_id=member_id, granted=granted)
 
 
-def end_session(member_id: str) -> Session | None:
-    """End the member's session, if one is not ended yet."""
-    row = db.session.execute(_END_SESSION, {"member_id": member_id}).one_or_none()
-    return Session(*row) if row else None
+def end_session(member_id: str, lease: timedelta) -> tuple[Session, int | None] | None:
+    """End the member's session, if one is not ended yet.
+
+    With it comes, if it had run out, the id of its untold expiry, which is the caller's for the lease.
+    """
+    row = db.session.execute(_END_SESSION, {"member_id": member_id, "lease": lease}).one_or_none()
+    return (Session(*row[:-1]), row[-1]) if row else None
 
 
 def export(member_id: str) -> dict[str, list[Mapping[str, Any]]]:

@@ -36,11 +36,12 @@ def set_consent(member_id: str, granted: bool) -> Consent:
     changed = consent.granted != granted
     if changed:
         consent = queries.set_consent(member_id, granted) or consent
-    ended = None if granted else queries.end_session(member_id)
+    ended = None if granted else queries.end_session(member_id, sessions.LEASE)
     db.session.commit()
     logger.info("consent", member=member_id, granted=granted, changed=changed, ended_session=ended is not None)
     if ended:
-        sessions.announce_end(ended, "user")
+        session, untold_id = ended
+        sessions.announce_end(session, "user", untold_id=untold_id)
     return consent
 
 
@@ -67,10 +68,11 @@ def erase(member_id: str, reason: str = "user") -> None:
     reason: that of the session's end, `user` or `operator`.
     """
     queries.lock(member_id)
-    ended = queries.end_session(member_id)
+    ended = queries.end_session(member_id, sessions.LEASE)
     key = queries.erase(member_id)
     db.session.commit()
     logger.info("erasure", member=member_id, ended_session=ended is not None)
     if ended:
-        sessions.announce_end(ended, reason)
+        session, untold_id = ended
+        sessions.announce_end(session, reason, untold_id=untold_id)
     photo.erase(member_id, key)

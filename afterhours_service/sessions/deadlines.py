@@ -57,7 +57,7 @@ def release(expires_at: datetime, needed: Collection[int] | None = None) -> None
     seconds = _seconds(expires_at)
     needed = _needed(seconds) if needed is None else needed
     released = [second for second in seconds if second not in needed]
-    if not released:
+    if not released or is_redis_away():
         return
     with after_commit() as trip:
         for second in released:

@@ -42,9 +42,12 @@ class Left(NamedTuple):
 
 
 class Untold(NamedTuple):
-    """Sessions that ran out, their expiry yet to be published; and what to give `mark_told` when it was."""
+    """Sessions that ran out, their expiry yet to be published; and what to give `mark_told` when it was.
 
-    ids: list[int]
+    id: None when there are none. A session that was deleted since is left out.
+    """
+
+    id: int | None
     sessions: list[Session]
 
 
@@ -190,17 +193,17 @@ _WARN_DUE = f"""
 _CLAIM_UNTOLD = f"""
     WITH untold AS (
         UPDATE after_hours_untold SET tell_at = statement_timestamp() + %(lease)s
-        WHERE id = ANY (ARRAY(
+        WHERE id = (
             SELECT id FROM after_hours_untold WHERE tell_at <= statement_timestamp()
-            ORDER BY tell_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-        ))
+            ORDER BY tell_at LIMIT 1 FOR UPDATE SKIP LOCKED
+        )
         RETURNING id AS untold_id, session_ids
     )
     SELECT untold_id, {COLUMNS}
     FROM untold CROSS JOIN unnest(session_ids) AS session_id LEFT JOIN after_hours_sessions ON id = session_id
 """
 
-_MARK_TOLD = "DELETE FROM after_hours_untold WHERE id = ANY (%(ids)s)"
+_MARK_TOLD = "DELETE FROM after_hours_untold WHERE id = %(untold_id)s"
 
 _EXPIRY_SECONDS = """
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
@@ -294,14 +297,14 @@ def end_due(batch: int, lease: timedelta) -> Untold:
     return _untold(_END_DUE, batch=batch, lease=lease)
 
 
-def claim_untold(batch: int, lease: timedelta) -> Untold:
-    """Return what nobody told of within the lease, up to `batch` batches of `end_due`; it is the caller's now."""
-    return _untold(_CLAIM_UNTOLD, batch=batch, lease=lease)
+def claim_untold(lease: timedelta) -> Untold:
+    """Return sessions that ended together, and that nobody told of in time; they are the caller's for the lease."""
+    return _untold(_CLAIM_UNTOLD, lease=lease)
 
 
-def mark_told(ids: list[int]) -> None:
+def mark_told(untold_id: int) -> None:
     """Note that these expiries were published."""
-    run(_MARK_TOLD, ids=ids)
+    run(_MARK_TOLD, untold_id=untold_id)
 
 
 def warn_due(batch: int, lead: timedelta) -> list[Session]:
@@ -311,7 +314,7 @@ def warn_due(batch: int, lead: timedelta) -> list[Session]:
 
 def expiry_seconds() -> set[int]:
     """Return the seconds since the epoch, rounded up, at which active sessions expire."""
-    return {second for (second,) in run(_EXPIRY_SECONDS, _PLAN_ANEW)}
+    return {second for (second,) in run(_EXPIRY_SECONDS)}
 
 
 def needed_seconds(seconds: Iterable[int], lead: timedelta) -> set[int]:
@@ -326,7 +329,7 @@ def list_active(limit: int) -> list[Session]:
 
 def census() -> Census:
     """Count the sessions that are not ended."""
-    [row] = run(_CENSUS, _PLAN_ANEW)
+    [row] = run(_CENSUS)
     return Census(*row)
 
 
@@ -352,5 +355,4 @@ def _left(statement: str, **parameters: Any) -> Left | None:
 
 def _untold(statement: str, **parameters: Any) -> Untold:
     rows = run(statement, _PLAN_ANEW, **parameters)
-    ids = list({untold_id for untold_id, *_ in rows})
-    return Untold(ids, [Session(*row) for _, *row in rows if row[0]])
+    return Untold(rows[0][0] if rows else None, [Session(*row) for _, *row in rows if row[0]])

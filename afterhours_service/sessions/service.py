@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -26,7 +27,6 @@ logger = get_logger(__name__)
 Device = Mapping[str, str | None]
 
 BATCH = 1000  # sessions a transaction ends or warns
-UNTOLD_BATCH = 10  # of those, how many are told again at once
 LEASE = timedelta(seconds=10)  # who ended a session and hasn't told of it by then is taken for dead
 TRIES = 5
 
@@ -120,18 +120,20 @@ def end(member_id: str, reason: str = "user") -> Session:
     return left.session
 
 
-def announce_end(session: Session, reason: str, needed: Collection[int] | None = None) -> None:
-    """Tell of a session that has just been ended and committed, and give its timers back; one that ran out, too.
+def announce_end(
+    session: Session, reason: str, needed: Collection[int] | None = None, untold_id: int | None = None
+) -> None:
+    """Tell of a session that has just been ended and committed, and give its timers back.
 
-    needed: the seconds of its timers that others need; asked for when it is left out.
+    needed: the seconds of its timers that others need; asked for when it is left out. untold_id: of its untold expiry,
+    if it had run out.
     """
-    ran_out = session.ended_at == session.expires_at
-    _count_ends("timeout" if ran_out else reason, session)
-    with after_commit() as trip:
-        if ran_out:
-            _publish_expiry(trip, session)
-        else:
+    _count_ends(reason if untold_id is None else "timeout", session)
+    if untold_id is None:
+        with after_commit() as trip:
             _publish(trip, "session_ended", session, endedAt=session.ended_at, reason=reason)
+    else:
+        _tell(Untold(untold_id, [session]))
     deadlines.release(session.expires_at, needed)
 
 
@@ -188,7 +190,7 @@ def _end_due() -> int:
             if len(untold.sessions) < BATCH:
                 _tell(untold)
                 return total
-            telling = aside.submit(_tell_in, current_app.app_context(), untold)
+            telling = aside.submit(copy_context().run, _tell_in, current_app.app_context(), untold)
 
 
 def _tell_in(context: AppContext, untold: Untold) -> bool:
@@ -201,10 +203,10 @@ def _tell(untold: Untold) -> bool:
     trip = current_redis().pipeline()
     for session in untold.sessions:
         _publish_expiry(trip, session)
-    if not untold.ids or not send(trip):
+    if untold.id is None or not send(trip):
         return False
     try:
-        queries.mark_told(untold.ids)
+        queries.mark_told(untold.id)
     except SQLAlchemyError as error:
         logger.warning("expiries will be told twice", error=type(error).__name__)
         return False
@@ -213,10 +215,8 @@ def _tell(untold: Untold) -> bool:
 
 def _tell_again() -> None:
     """Publish the expiries that nobody has, because a worker died or Redis was away after the commit."""
-    while True:
-        untold = queries.claim_untold(UNTOLD_BATCH, LEASE)
-        if not _tell(untold) or len(untold.ids) < UNTOLD_BATCH:
-            return
+    while _tell(queries.claim_untold(LEASE)):
+        pass
 
 
 def _warn_due() -> int:

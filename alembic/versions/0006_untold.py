@@ -1,6 +1,7 @@
 """Keep the expiries that are yet to be published in a table of their own, a batch a row.
 
-To note them in their sessions, and to take the note back, wrote each session twice, with an entry in each index.
+To note them in their sessions, and to take the note back, wrote each session twice, with an entry in each index. The
+column of 0004 was in no release, so it goes at once.
 """
 
 from alembic import op
@@ -12,6 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.execute("LOCK TABLE after_hours_sessions IN ACCESS EXCLUSIVE MODE")  # lest one more be noted in the column
     op.execute("""
         CREATE TABLE IF NOT EXISTS after_hours_untold (
             id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -28,6 +30,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute("LOCK TABLE after_hours_sessions, after_hours_untold IN ACCESS EXCLUSIVE MODE")
     op.execute("ALTER TABLE after_hours_sessions ADD COLUMN announce_at timestamptz")
     op.execute("""
         UPDATE after_hours_sessions AS s SET announce_at = u.tell_at

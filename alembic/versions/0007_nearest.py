@@ -2,7 +2,7 @@
 
 `cube` decides by volume which keys share a page, and a long, thin box over several cities has hardly any. The index of
 0005 becomes one of two columns: a cell of 50 km, as a number on a line, which is the same for all keys in it; and the
-key, which decides among those. Statements need not name the cell, so processes of the former release use it as well.
+key, which decides among those. Statements need not name the cell, so those of processes that run meanwhile use it, too.
 """
 
 from alembic import op

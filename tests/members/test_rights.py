@@ -18,7 +18,11 @@ import afterhours_service.discovery.models
 import afterhours_service.preferences.models
 import afterhours_service.profiles.models
 import afterhours_service.sessions.models  # noqa: F401 - these four, so that the metadata is whole
-from afterhours_service.extensions import Base
+from afterhours_service import create_app
+from afterhours_service.config import Settings
+from afterhours_service.extensions import Base, db
+from afterhours_service.sessions import service
+from tests.conftest import make_settings
 from tests.factories import PLACE, Factory, bearer, scheduled
 
 API = "/api/after-hours"
@@ -143,6 +147,23 @@ def test_a_withdrawal_ends_a_session_that_ran_out_at_its_expiry(
     assert (row.ended_at, row.latitude) == (row.expires_at, None)
     [event] = events()
     assert (event["type"], event["payload"]["reason"]) == ("after_hours:session_expired", "timeout")
+    assert not factory.execute("SELECT FROM after_hours_untold")
+
+
+def test_the_expiry_of_a_session_that_ran_out_before_a_withdrawal_is_told_when_redis_is_back(
+    app: Flask, settings: Settings, factory: Factory, events: Events
+) -> None:
+    member = factory.member()
+    session = factory.session(member, left=-5)
+    away = create_app(make_settings(settings.database_url, "unix:///nowhere"))
+    assert consent(away.test_client(), member, granted=False).status_code == 200
+    with away.app_context():
+        db.engine.dispose()
+    factory.execute("UPDATE after_hours_untold SET tell_at = tell_at - interval '11 seconds'")
+    with app.app_context():
+        service.do_what_is_due()
+    [event] = events()
+    assert (event["type"], event["payload"]["sessionId"]) == ("after_hours:session_expired", session)
 
 
 def test_a_withdrawal_that_fails_changes_nothing(app: Flask, client: FlaskClient, factory: Factory) -> None:

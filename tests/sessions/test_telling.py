@@ -9,6 +9,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
+from sqlalchemy.exc import OperationalError
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
@@ -80,13 +81,10 @@ def test_a_start_leaves_the_session_that_it_found_overdue_to_a_worker_to_tell_of
     assert not factory.execute("SELECT FROM after_hours_untold")
 
 
-def test_many_untold_expiries_are_told_in_batches(
-    app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "UNTOLD_BATCH", 2)
+def test_many_untold_expiries_are_told_batch_by_batch(app: Flask, factory: Factory, events: Events) -> None:
     sessions = {factory.session(factory.member(), left=-1) for _ in range(5)}
     with app.app_context():
-        while queries.end_due(1, -service.LEASE).ids:
+        while queries.end_due(2, -service.LEASE).sessions:
             pass
         service.do_what_is_due()
     told = expired(events)
@@ -121,3 +119,24 @@ def test_two_workers_on_the_same_second_do_each_session_once(
     told = expired(events)
     assert sum(counts) == len(told) == 30
     assert set(told) == sessions
+
+
+def test_a_batch_that_is_told_aside_gives_its_connection_back_and_is_told_again_when_it_could_not_be_noted(
+    app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BATCH", 2)
+    sessions = {factory.session(factory.member(), left=-1) for _ in range(5)}
+
+    def fail(_: int) -> None:
+        raise OperationalError(None, None, Exception())
+
+    with app.app_context():
+        with monkeypatch.context() as broken:
+            broken.setattr(queries, "mark_told", fail)
+            assert service.do_what_is_due().ended == 5
+        assert db.engine.pool.checkedout() == 1  # type: ignore[attr-defined]
+        assert set(expired(events)) == sessions
+        lease_is_over(factory)
+        service.do_what_is_due()
+    assert set(expired(events)) == sessions
+    assert not factory.execute("SELECT FROM after_hours_untold")
