@@ -6,7 +6,7 @@ from typing import NamedTuple
 from benchmarks.load.members import HOUR, drop_sessions, seed_sessions
 from benchmarks.load.stack import RECONCILE, SCHEDULED, Stack, wait_for
 
-AHEAD_SECONDS = 600  # far enough for no timer to go off meanwhile
+AHEAD_SECONDS = 3600  # far enough for no timer to go off meanwhile, however slow the machine
 
 
 class Memory(NamedTuple):
