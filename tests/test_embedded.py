@@ -87,7 +87,7 @@ def check_ends(folder: Path, ends: tuple[signal.Signals, ...], *user: int) -> No
                 written += 1
                 assert redis.incr("runs") == written
             process.send_signal(end)
-            assert process.wait(20) == (-end if end == signal.SIGKILL else 0)
+            assert process.wait(60) == (-end if end == signal.SIGKILL else 0)
         wait_until_none_is_left(folder)
 
 
@@ -108,7 +108,7 @@ def test_servers_that_a_killed_owner_left_are_ended_by_the_next_start(folder: Pa
         for guard in processes(folder, "/bin/sh"):
             os.kill(guard, signal.SIGKILL)
         process.kill()
-        process.wait(20)
+        process.wait(60)
     assert len(processes(folder)) == 2
     with embedded.services(folder) as urls, contextlib.closing(psycopg2.connect(urls["DATABASE_URL"])):
         assert len(processes(folder, "/bin/sh")) == 2
