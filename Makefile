@@ -40,7 +40,7 @@ format: install ## format, and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure speed, cost and punctuality into docs/performance.md (25 minutes; wrk and node needed)
+bench: install ## measure speed, cost and punctuality into docs/performance.md (40 minutes; wrk and node needed)
 	$(BIN)/python -m benchmarks.load
 
 bench-quick: install ## compare the revision REV with HEAD (2 minutes; wrk needed)

@@ -6,8 +6,6 @@ from typing import NamedTuple
 from benchmarks.load.members import HOUR, drop_sessions, seed_sessions
 from benchmarks.load.stack import RECONCILE, SCHEDULED, Stack, wait_for
 
-AHEAD_SECONDS = 3600  # far enough for no timer to go off meanwhile, however slow the machine
-
 
 class Memory(NamedTuple):
     """Bytes that Redis holds on behalf of sessions, and the session timers among them."""
@@ -26,7 +24,7 @@ def measure(stack: Stack, *, first: int, last: int) -> Memory:
     wait_for(lambda: stack.redis.zscore(SCHEDULED, RECONCILE) is not None, 10)
     stack.reconcile_now()
     before = _used(stack)
-    at = int(time.time()) + AHEAD_SECONDS
+    at = int(time.time()) + HOUR  # far enough for no timer to go off meanwhile, however slow the machine
     seed_sessions(stack, first, last, at=at, spread=HOUR)
     stack.reconcile(at + min(HOUR, last - first + 1) - 1)
     time.sleep(1)
