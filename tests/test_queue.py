@@ -30,6 +30,7 @@ from afterhours_service.sessions.jobs import reconcile
 from afterhours_service.timers import SCHEDULED, Scheduler, Timer, arm_timer
 from tests.factories import PLACE, Factory, bearer, scheduled
 from tests.outages import OwnValkey
+from tests.stopwatch import Stopwatch
 
 API = "/api/after-hours/session"
 Outage = Callable[[OwnValkey], None]
@@ -57,26 +58,26 @@ class TestRedisAway:
         ]
         outage(own_valkey)
         for method, path, body, status in steps:
-            begun = time.perf_counter()
-            response = client.open(API + path, method=method, json=body, headers=headers)
+            with Stopwatch() as took:
+                response = client.open(API + path, method=method, json=body, headers=headers)
             assert response.status_code == status
-            assert time.perf_counter() - begun < 1
+            assert took.seconds < 1
 
     @OUTAGES
     def test_an_outage_costs_one_timeout_and_then_nothing(
         self, own_valkey: OwnValkey, app: Flask, outage: Outage, caplog: pytest.LogCaptureFixture
     ) -> None:
         outage(own_valkey)
-        took = []
         with app.app_context():
-            for _ in range(20):
-                begun = time.perf_counter()
-                with after_commit() as trip:
-                    trip.ping()
-                took.append(time.perf_counter() - begun)
+            with Stopwatch() as first, after_commit() as trip:
+                trip.ping()
+            with Stopwatch() as others:
+                for _ in range(20):
+                    with after_commit() as trip:
+                        trip.ping()
             assert is_redis_away()
-        assert took[0] < HTTP_TIMEOUT_SECONDS + 0.2
-        assert sum(took[1:]) < 0.05
+        assert first.seconds < HTTP_TIMEOUT_SECONDS + 0.2
+        assert others.seconds < 0.05
         assert caplog.text.count("redis away") == 1
 
     @OUTAGES
