@@ -69,6 +69,7 @@ WORLD = """
         latitude + degrees(angle * cos(bearing)) AS latitude,
         longitude + degrees(angle * sin(bearing) / cosd(latitude)) AS longitude
     FROM dice JOIN cities USING (i) ORDER BY random();
+    ALTER TABLE bench ADD PRIMARY KEY (id); -- to read it from end to end between questions would empty the caches
     INSERT INTO users (id, provider, id_verified, after_hours_consent) SELECT id, 'bench', true, true FROM bench;
     INSERT INTO profiles (user_id, name, age, gender) SELECT id, 'Robin', age, gender FROM bench;
     INSERT INTO user_subscriptions (user_id, is_active) SELECT id, true FROM bench;

@@ -6,8 +6,8 @@ MEMORY_SESSIONS = 2
 COUNT_FROM = 5
 """Fewer are not counted out, so that nobody is singled out."""
 
-COUNT_TO = 100
-"""More are not counted: it would take long, and nobody needs to know."""
+COUNT_TO = 50
+"""As many as the longest page shows. More are not counted: it would take long, and nobody needs to know."""
 
 
 def told_count(counted: int) -> tuple[int | None, int | None, bool]:
