@@ -100,7 +100,10 @@ def main() -> None:
     stop_on_signals()
     plan = SMALL if options.small else FULL
     begin = time.monotonic()
-    parts = [PARTS[name](plan) for name in options.only or PARTS]
+    parts = []
+    for name in options.only or PARTS:
+        parts.append(PARTS[name](plan))
+        _say(parts[-1])  # the next one may break off
     text = "\n\n".join([*parts, f"All of it took {(time.monotonic() - begin) / 60:.0f} minutes."])
     if options.small or options.only:
         print(text)
@@ -174,7 +177,7 @@ def lags(plan: Plan) -> str:
         with stack(parts=("worker", "scheduler") if name == OURS else ()) as running:
             seed_members(running, 1, max(case.sessions for case in cases))
             for case in cases:
-                lead = 6 + case.sessions // (ARMED_PER_SECOND if name == RQ else SEEDED_PER_SECOND)
+                lead = 6 + case.sessions // ARMED_PER_SECOND[name]
                 late = _lag(running, ARMS[name], case, lead)
                 when = "in the same second" if case.spread == 1 else f"over {case.spread} s"
                 figures = (f"{figure:.3f}" for figure in late)
@@ -224,8 +227,11 @@ ARMS: dict[str, Callable[[Stack], AbstractContextManager[lag.Arm]]] = {
     BULLMQ: lag.bullmq,
     RQ: lag.rq_per_session,
 }
-ARMED_PER_SECOND = 300  # rq-scheduler takes one job at a time
-SEEDED_PER_SECOND = 4_000
+ARMED_PER_SECOND = {
+    OURS: 4_000,
+    BULLMQ: 1_000,
+    RQ: 300,
+}  # at least, seeded included; rq-scheduler takes one job at a time
 
 
 def _lag(running: Stack, arms: Callable[[Stack], AbstractContextManager[lag.Arm]], case: Case, lead: int) -> lag.Lag:
