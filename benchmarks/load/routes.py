@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from benchmarks.load.members import HOUR, drop_sessions, seed_members, seed_sess
 from benchmarks.load.stack import Stack
 
 CONNECTIONS = 16
+TRIES = 3
 POOL = 40_000  # members who take turns; more than the requests of a run, so that each asks once
 PREFIX = "/api/after-hours/session"
 START = {"duration": 30, "latitude": 52.520008, "longitude": 13.404954}
@@ -55,6 +57,10 @@ class Load:
         return self.service + self.postgresql + self.redis
 
 
+class Stalled(RuntimeError):
+    """Answers were given up."""
+
+
 class Members:
     """The members who take turns in a stack, and the file of their tokens."""
 
@@ -78,8 +84,16 @@ class Members:
 def measure(stack: Stack, members: Members, route: Route, seconds: int) -> Load:
     """Put the load of CONNECTIONS on a route for some seconds.
 
-    Raises RuntimeError when an answer was anything but a success, or the members did not suffice.
+    A run is made again when the machine stood still for the two seconds after which wrk gives an answer up. Raises
+    RuntimeError when an answer was anything but a success, or the members did not suffice.
     """
+    for _ in range(TRIES - 1):
+        with suppress(Stalled):
+            return _measure(stack, members, route, seconds)
+    return _measure(stack, members, route, seconds)
+
+
+def _measure(stack: Stack, members: Members, route: Route, seconds: int) -> Load:
     members.prepare(stack, route)
     meter, own = stack.meter(), _generator_seconds()
     found = run_wrk(stack.url, members.tokens, route, seconds)
@@ -87,7 +101,9 @@ def measure(stack: Stack, members: Members, route: Route, seconds: int) -> Load:
     stack.rest()
     requests = found["requests"]
     once = route.method == "GET" or requests <= members.pool
-    if found["refused"] or found["broken"] or not requests or not once:
+    if found["broken"] and not found["refused"]:
+        raise Stalled(f"{route.name}: {found}")
+    if found["refused"] or not requests or not once:
         raise RuntimeError(f"{route.name}: {found}")
     return Load(
         per_second=requests / found["microseconds"] * 1e6,
