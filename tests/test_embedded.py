@@ -24,6 +24,7 @@ from tests.conftest import ROOT, _ram
 OWNER = """
 import json, os, signal, sys
 from dev.embedded import *
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job is started without
 stop_on_signals()
 if sys.argv[2:]:
     os.setgroups([]), os.setgid(int(sys.argv[3])), os.setuid(int(sys.argv[2]))
