@@ -106,7 +106,7 @@ class Run:
         """Start the API on a free port, and return it with its URL."""
         process = self("web", GUNICORN_CMD_ARGS="--bind 127.0.0.1:0")
         origin = process.says(r"Listening at: (http://\S+)")[1]
-        with urlopen(f"{origin}/healthz", timeout=30):
+        with urlopen(f"{origin}/healthz", timeout=60):
             return process, f"{origin}/api/after-hours/session"
 
     def close(self) -> None:
@@ -173,8 +173,8 @@ def evening(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) 
         events = stack.enter_context(stack.enter_context(Redis.from_url(valkey.url)).pubsub())
         events.subscribe(CHANNEL)
         others = tuple(factory.member() for _ in range(6))
-        for seconds, other in enumerate(others, start=18):
-            factory.session(other, left=seconds, length=30)
+        for seconds, other in enumerate(others, start=25):
+            factory.session(other, left=seconds, length=60)
         processes = run("worker"), run("scheduler")
         web, url = run.web()
         member = factory.member()
@@ -184,7 +184,7 @@ def evening(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_a_session_expires_by_itself_on_time(evening: Evening) -> None:
     told: dict[str, dict[str, datetime]] = {member: {} for member in (evening.member, *evening.others)}
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 60
     while not all("session_expired" in kinds for kinds in told.values()) and time.monotonic() < deadline:
         if message := evening.events.get_message(ignore_subscribe_messages=True, timeout=1):
             event = json.loads(message["data"])
