@@ -11,7 +11,8 @@ STALL_SECONDS = 0.02
 class Stopwatch:
     """Measures how long its block took, less the stalls that a thread beside it met meanwhile.
 
-    A wait of the code under test counts in full: the thread ticks on. It doesn't when the machine gives neither a turn.
+    A wait of the code under test counts in full: the thread ticks on. It doesn't when the machine gives neither a turn,
+    nor while the block holds the interpreter's lock: so it is for what waits, not for what computes.
     """
 
     seconds = 0.0

@@ -103,12 +103,11 @@ def main() -> None:
     parts = []
     for name in options.only or PARTS:
         parts.append(PARTS[name](plan))
-        _say(parts[-1])  # the next one may break off
-    text = "\n\n".join([*parts, f"All of it took {(time.monotonic() - begin) / 60:.0f} minutes."])
-    if options.small or options.only:
-        print(text)
-    else:
-        write_between(PAGE, BEGIN, END, text)
+        print(parts[-1], end="\n\n", flush=True)  # the next one may break off
+    parts.append(f"All of it took {(time.monotonic() - begin) / 60:.0f} minutes.")
+    print(parts[-1])
+    if not (options.small or options.only):
+        write_between(PAGE, BEGIN, END, "\n\n".join(parts))
 
 
 def requests(plan: Plan) -> str:
@@ -227,11 +226,8 @@ ARMS: dict[str, Callable[[Stack], AbstractContextManager[lag.Arm]]] = {
     BULLMQ: lag.bullmq,
     RQ: lag.rq_per_session,
 }
-ARMED_PER_SECOND = {
-    OURS: 4_000,
-    BULLMQ: 1_000,
-    RQ: 300,
-}  # at least, seeded included; rq-scheduler takes one job at a time
+# At least, and seeded before; rq-scheduler takes one job at a time.
+ARMED_PER_SECOND = {OURS: 4_000, BULLMQ: 1_000, RQ: 300}
 
 
 def _lag(running: Stack, arms: Callable[[Stack], AbstractContextManager[lag.Arm]], case: Case, lead: int) -> lag.Lag:

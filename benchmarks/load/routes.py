@@ -15,7 +15,7 @@ from benchmarks.load.members import HOUR, drop_sessions, seed_members, seed_sess
 from benchmarks.load.stack import Stack
 
 CONNECTIONS = 16
-TRIES = 3
+TRIES = 3  # of a run that a stall of the machine may break
 POOL = 40_000  # members who take turns; more than the requests of a run, so that each asks once
 PREFIX = "/api/after-hours/session"
 START = {"duration": 30, "latitude": 52.520008, "longitude": 13.404954}

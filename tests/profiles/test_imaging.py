@@ -3,6 +3,7 @@ import logging
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,6 @@ from PIL import Image, ImageOps, PngImagePlugin
 from afterhours_service.profiles import darkroom, imaging
 from afterhours_service.profiles.darkroom import DAMAGED, UNKNOWN, Refused, develop
 from afterhours_service.profiles.imaging import InvalidImage, process
-from tests.stopwatch import Stopwatch
 
 pillow_heif.register_heif_opener()
 
@@ -326,11 +326,13 @@ SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="64" 
     ],
 )
 def test_anything_else_is_refused_at_once(data: bytes, message: str) -> None:
-    with Stopwatch() as took, pytest.raises(Refused) as refusal:
+    started = time.perf_counter()
+
+    with pytest.raises(Refused) as refusal:
         develop(data)
 
     assert str(refusal.value) == message
-    assert took.seconds < 2
+    assert time.perf_counter() - started < 2
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
