@@ -90,7 +90,16 @@ class Breaker:
 
 def init_app(app: Flask, settings: Settings) -> None:
     """Give the app its client of Redis, made for requests: short timeouts, no second try, a breaker."""
-    redis = connect(settings, HTTP_TIMEOUT_SECONDS)
+    _give(app, settings, HTTP_TIMEOUT_SECONDS)
+
+
+def wait_as_workers_do(app: Flask) -> None:
+    """Let what the app does take a Redis that is slow for one that is slow, not away: no member waits for a job."""
+    _give(app, app.extensions["after_hours_settings"], WORKER_TIMEOUT_SECONDS)
+
+
+def _give(app: Flask, settings: Settings, timeout_seconds: float) -> None:
+    redis = connect(settings, timeout_seconds)
     app.extensions["after_hours_redis"] = redis
     app.extensions["after_hours_breaker"] = Breaker(redis)
 
@@ -157,6 +166,7 @@ def _own_app() -> Flask:
     By name, as jobs are: the factory stands on the top floor, and joins this module too.
     """
     app: Flask = import_string("afterhours_service:create_app")()
+    wait_as_workers_do(app)
     return app
 
 
@@ -231,6 +241,7 @@ def run_worker(app: Flask, queues: Sequence[str] = QUEUES) -> None:
 
     settings: Settings = app.extensions["after_hours_settings"]
     metrics.serve(settings.metrics_host, settings.metrics_port)
+    wait_as_workers_do(app)
     connection = connect(settings, WORKER_TIMEOUT_SECONDS)
     with suppress(StopRequested):
         on_stop_signal(stop)

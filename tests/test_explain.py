@@ -32,6 +32,7 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     sessions.end_due: (1000, timedelta(seconds=10)),
     sessions.claim_untold: (timedelta(seconds=10),),
     sessions.mark_told: (1,),
+    sessions.untold_seconds: (),
     sessions.warn_due: (1000, timedelta(minutes=2)),
     sessions.expiry_seconds: (),
     sessions.needed_seconds: ([1_800_000_000, 1_800_000_001], timedelta(minutes=2)),
@@ -81,7 +82,7 @@ ROWS = """
         FROM after_hours_sessions WHERE ended_at < now() - interval '6 days' LIMIT 20000
         ON CONFLICT DO NOTHING;
     INSERT INTO after_hours_untold (tell_at, session_ids)
-        SELECT now() + (n - 100) * interval '1 second', ARRAY[gen_random_uuid()] FROM generate_series(1, 20000) AS n;
+        SELECT now() + (10 - n) * interval '1 second', ARRAY[gen_random_uuid()] FROM generate_series(1, 20000) AS n;
     ANALYZE;
 """
 

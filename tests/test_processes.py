@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 STOP_SECONDS = 10
 RECONCILE = "after-hours-reconcile"
+WAITING = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 PROCFILE = dict(line.split(": ", 1) for line in Path("Procfile").read_text().splitlines())
 
 
@@ -218,12 +219,11 @@ def test_what_is_in_flight_is_finished_before_each_process_stops(
     request = threading.Thread(
         target=lambda: answers.append(post(f"{url}/extend", live, {"additionalMinutes": 15})), daemon=True
     )
-    waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with contextlib.closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("LOCK TABLE after_hours_sessions IN SHARE MODE")
         request.start()
         arm_due_timer(redis)
-        eventually(lambda: factory.count(waiting) == 2)
+        eventually(lambda: factory.count(WAITING) == 2)
         for process in (web, *processes):
             process.terminate()
         time.sleep(0.3)
@@ -258,6 +258,32 @@ class TestRedisAway:
         for process in (worker, scheduler):
             process.terminate()
         assert [process.exit_code() for process in (worker, scheduler)] == [0, 0]
+
+    @pytest.mark.parametrize("command", ["worker", f"rq worker --url {{}} {' '.join(QUEUES)}"], ids=["ours", "rq"])
+    def test_a_job_waits_for_a_redis_that_is_slow(
+        self, run: Run, redis: Redis, factory: Factory, own_valkey: OwnValkey, database_url: str, command: str
+    ) -> None:
+        member = factory.member()
+        factory.session(member, left=-60)
+        with (
+            contextlib.closing(psycopg2.connect(database_url)) as connection,
+            connection.cursor() as cursor,
+            redis.pubsub() as events,  # type: ignore[no-untyped-call]
+        ):
+            events.subscribe(CHANNEL)
+            cursor.execute("LOCK TABLE after_hours_sessions IN SHARE MODE")
+            arm_due_timer(redis)
+            Scheduler(redis, ()).tick()
+            worker = run(command.format(own_valkey.url))
+            eventually(lambda: factory.count(WAITING) == 1)
+            own_valkey.pause()
+            connection.rollback()
+            eventually(functools.partial(has_ended, factory, member))
+            time.sleep(1)
+            own_valkey.resume()
+            message = eventually(lambda: events.get_message(ignore_subscribe_messages=True, timeout=1))
+        assert json.loads(message["data"])["type"] == "after_hours:session_expired"
+        assert "redis away" not in worker.output()
 
     def test_each_process_stops_whatever_it_waits_for(self, run: Run, redis: Redis, own_valkey: OwnValkey) -> None:
         """Worker and scheduler for a Redis that is silent, the API for the other half of a request."""

@@ -69,10 +69,11 @@ def release(expires_at: datetime, needed: Collection[int] | None = None) -> None
 def reconcile() -> int:
     """Arm the timers of active sessions that Redis lacks, and return how many those were.
 
-    Raises RedisError when Redis is away.
+    And, uncounted, a look for each moment at which whoever is to tell of an expiry by then is taken for dead. Raises
+    RedisError when Redis is away.
     """
     missing = compare().missing
-    _arm_all(missing)
+    _arm_all({*missing, *queries.untold_seconds()})
     return len(missing)
 
 

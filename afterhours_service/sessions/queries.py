@@ -205,6 +205,11 @@ _CLAIM_UNTOLD = f"""
 
 _MARK_TOLD = "DELETE FROM after_hours_untold WHERE id = %(untold_id)s"
 
+_UNTOLD_SECONDS = """
+    SELECT DISTINCT ceil(extract(epoch FROM tell_at))::bigint FROM after_hours_untold
+    WHERE tell_at > statement_timestamp()
+"""
+
 _EXPIRY_SECONDS = """
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
     WHERE ended_at IS NULL AND expires_at > statement_timestamp()
@@ -305,6 +310,11 @@ def claim_untold(lease: timedelta) -> Untold:
 def mark_told(untold_id: int) -> None:
     """Note that these expiries were published."""
     run(_MARK_TOLD, untold_id=untold_id)
+
+
+def untold_seconds() -> set[int]:
+    """Return the seconds since the epoch, rounded up, at which expiries are to be told that weren't by then."""
+    return {second for (second,) in run(_UNTOLD_SECONDS)}
 
 
 def warn_due(batch: int, lead: timedelta) -> list[Session]:

@@ -1,5 +1,6 @@
 """Every expiry is told at least once, and without a crash just once."""
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,17 @@ def test_an_expiry_is_told_by_another_when_the_worker_died_after_its_commit(
         lease_is_over(factory)
         service.do_what_is_due()
         assert expired(events) == [session]
+
+
+def test_the_reconciliation_has_someone_look_when_the_worker_is_taken_for_dead(
+    app: Flask, factory: Factory, redis: Redis
+) -> None:
+    factory.session(factory.member(), left=-1)
+    with app.app_context():
+        queries.end_due(10, service.LEASE)
+        [(tell_at,)] = factory.execute("SELECT tell_at FROM after_hours_untold")
+        assert service.reconcile()["armed"] == 0
+    assert list(scheduled(redis).values()) == [math.ceil(tell_at.timestamp())]
 
 
 def test_an_expiry_of_a_time_with_redis_away_is_told_when_it_is_back(
