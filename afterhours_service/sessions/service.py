@@ -162,11 +162,12 @@ def list_active(limit: int) -> list[Session]:
 
 
 def _publish(trip: Pipeline, kind: str, session: Session, **payload: Any) -> None:
-    events.publish(trip, kind, session.user_id, sessionId=str(session.id), **payload)
+    member_id, payload = _about(session, **payload)
+    events.publish(trip, kind, member_id, **payload)
 
 
-def _publish_expiry(trip: Pipeline, session: Session) -> None:
-    _publish(trip, "session_expired", session, reason="timeout")
+def _about(session: Session, **payload: Any) -> tuple[str, dict[str, Any]]:
+    return session.user_id, {"sessionId": str(session.id), **payload}
 
 
 def _count_ends(reason: str, *ended: Session) -> None:
@@ -200,9 +201,8 @@ def _tell_in(context: AppContext, untold: Untold) -> bool:
 
 def _tell(untold: Untold) -> bool:
     """Publish the expiry of sessions, then note that it was; what fails is told again when the lease is over."""
-    trip = current_redis().pipeline()
-    for session in untold.sessions:
-        _publish_expiry(trip, session)
+    trip = current_redis().pipeline(transaction=False)
+    events.publish_all(trip, "session_expired", [_about(session, reason="timeout") for session in untold.sessions])
     if untold.id is None or not send(trip):
         return False
     try:
@@ -224,10 +224,12 @@ def _warn_due() -> int:
     total = 0
     while True:
         warned = queries.warn_due(BATCH, deadlines.warning_lead())
+        warnings = []
+        for session in warned:
+            minutes = rules.remaining_minutes(session.expires_at, session.now, minute_seconds)
+            warnings.append(_about(session, expiresAt=session.expires_at, minutesRemaining=minutes))
         with after_commit() as trip:
-            for session in warned:
-                minutes = rules.remaining_minutes(session.expires_at, session.now, minute_seconds)
-                _publish(trip, "session_expiring", session, expiresAt=session.expires_at, minutesRemaining=minutes)
+            events.publish_all(trip, "session_expiring", warnings)
         total += len(warned)
         if len(warned) < BATCH:
             return total
