@@ -226,15 +226,21 @@ ARMS: dict[str, Callable[[Stack], AbstractContextManager[lag.Arm]]] = {
     BULLMQ: lag.bullmq,
     RQ: lag.rq_per_session,
 }
+LEAD_SECONDS = 120  # a run with more of it is not tried again
 # At least, and seeded before; rq-scheduler takes one job at a time.
 ARMED_PER_SECOND = {OURS: 4_000, BULLMQ: 1_000, RQ: 300}
 
 
 def _lag(running: Stack, arms: Callable[[Stack], AbstractContextManager[lag.Arm]], case: Case, lead: int) -> lag.Lag:
-    measured = []
-    for _ in range(case.runs):
-        with arms(running) as arm:
-            measured.append(lag.measure(running, arm, sessions=case.sessions, spread=case.spread, lead=lead))
+    measured: list[lag.Lag] = []
+    while len(measured) < case.runs:
+        try:
+            with arms(running) as arm:
+                measured.append(lag.measure(running, arm, sessions=case.sessions, spread=case.spread, lead=lead))
+        except lag.NotArmed:
+            if lead > LEAD_SECONDS:
+                raise
+            lead *= 2  # a machine that stood still; how soon they are armed is not what is measured
     return lag.Lag(*(statistics.median(figures) for figures in zip(*measured, strict=True)))
 
 

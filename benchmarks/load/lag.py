@@ -25,6 +25,11 @@ EXPIRED = "after_hours:session_expired"
 LINES = 7  # of an event, in the protocol of Redis
 PATIENCE_SECONDS = 180  # after the last expiry
 
+
+class NotArmed(RuntimeError):
+    """The first session was over before the timers of all were armed."""
+
+
 Arm = Callable[[int], None]  # takes the last second that sessions expire at; returns when their timers are armed
 
 
@@ -39,7 +44,7 @@ class Lag(NamedTuple):
 def measure(stack: Stack, arm: Arm, *, sessions: int, spread: int = 1, lead: int = 5) -> Lag:
     """Let `sessions` sessions expire within `spread` seconds, and see when their ends are told.
 
-    lead: seconds until the first expires; all must be armed by then. Raises RuntimeError when they are not, or when an
+    lead: seconds until the first expires. Raises NotArmed when not all are armed by then, and RuntimeError when an
     event came early, twice or not at all.
     """
     drop_sessions(stack, 1, sessions)
@@ -49,7 +54,7 @@ def measure(stack: Stack, arm: Arm, *, sessions: int, spread: int = 1, lead: int
         stack.settle()
         arm(at + min(spread, sessions) - 1)
         if time.time() >= at:
-            raise RuntimeError(f"{sessions} sessions were not armed within {lead} s")
+            raise NotArmed(f"{sessions} sessions were not armed within {lead} s")
         time.sleep(max(0, at + spread - 1 - time.time()))
         with contextlib.suppress(TimeoutError):  # told below
             wait_for(lambda: sum(data.count(b"\n") for _, data in chunks) >= sessions * LINES, PATIENCE_SECONDS)
