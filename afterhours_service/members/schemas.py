@@ -34,7 +34,9 @@ class ExportedProfileSchema(CamelCaseSchema):
 
     photo_url = fields.String(allow_none=True)
     thumbnail_url = fields.String(allow_none=True)
-    photo_hash = fields.String(allow_none=True, metadata={"description": "kept by the service before this one"})
+    photo_hash = fields.String(
+        dump_default=None, allow_none=True, metadata={"description": "kept by the service before this one"}
+    )
     description = fields.String(allow_none=True)
     created_at = UtcDateTime(allow_none=True)
     updated_at = UtcDateTime(allow_none=True)
@@ -49,7 +51,10 @@ class ExportedPreferencesSchema(CamelCaseSchema):
     max_age = fields.Integer(allow_none=True)
     sexual_orientation = fields.String(allow_none=True)
     interests = fields.List(
-        fields.String(), allow_none=True, metadata={"description": "kept by the service before this one"}
+        fields.String(),
+        dump_default=None,
+        allow_none=True,
+        metadata={"description": "kept by the service before this one"},
     )
     created_at = UtcDateTime(allow_none=True)
     updated_at = UtcDateTime(allow_none=True)

@@ -227,6 +227,20 @@ def test_an_export_has_every_table_and_no_exact_place(client: FlaskClient, facto
     assert data["sessions"][0]["blurredLatitude"] == 52.521
 
 
+def test_what_the_service_before_this_one_kept_is_exported_where_there_is_any(
+    client: FlaskClient, factory: Factory
+) -> None:
+    def kept() -> tuple[Any, Any]:
+        data = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]
+        return data["profile"]["photoHash"], data["preferences"]["interests"]
+
+    member = full_member(client, factory)
+    assert kept() == (None, None)
+    factory.execute("ALTER TABLE after_hours_profiles ADD photo_hash text DEFAULT 'abc'")
+    factory.execute("ALTER TABLE after_hours_preferences ADD interests text[] DEFAULT '{jazz}'")
+    assert kept() == ("abc", ["jazz"])
+
+
 def test_the_export_of_somebody_on_whom_nothing_is_held_is_empty(client: FlaskClient, factory: Factory) -> None:
     member = factory.member(profile=False, premium=False)
     data = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]
