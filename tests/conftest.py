@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ def pytest_configure(config: pytest.Config) -> None:
         place = _servers.enter_context(home(Path(os.environ["TEST_FOLDER"]) / (worker or "main")))
         url = os.environ.get("REDIS_URL") or _servers.enter_context(valkey(place, options=()))[0]
         os.environ["TEST_REDIS_URL"] = url
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse tests that share an id: a parallel run would keep one of them, and leave the others out in silence."""
+    shared = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
+    if shared:
+        raise pytest.UsageError(f"tests that share an id: {', '.join(shared)}")
 
 
 def pytest_unconfigure() -> None:
