@@ -14,7 +14,8 @@ from typing import NamedTuple
 from benchmarks.load import cleanup, lag, limit
 from benchmarks.load import memory as redis_memory
 from benchmarks.load.members import DAY, HOUR, seed_members, seed_sessions
-from benchmarks.load.routes import POOL, ROUTES, Load, Members, measure, median
+from benchmarks.load.neighbours import Neighbours, wait_for_quiet
+from benchmarks.load.routes import POOL, ROUTES, Load, Members, Route, measure, median
 from benchmarks.load.stack import ROOT, Stack, stack
 from benchmarks.load.table import table, write_between
 from benchmarks.load.yardstick import express
@@ -113,11 +114,12 @@ def main() -> None:
 def requests(plan: Plan) -> str:
     """Measure the hot routes, the limit that PostgreSQL sets, Redis, and how each grows with the sessions there are."""
     rows: dict[str, list[list[str]]] = {"requests": [], "limits": [], "growth": []}
+    neighbours = Neighbours()
     with stack() as running, stack(parts=()) as idle, express(idle) as usual:
         members, their_members = Members(running, plan.pool), Members(usual, plan.pool)
         seed_members(usual, plan.pool + 1, plan.pool + plan.sizes[1])
         seed_sessions(usual, plan.pool + 1, plan.pool + plan.sizes[1], at=int(time.time()) + DAY, spread=HOUR)
-        heading = f"Measured on {_machine(running)}."
+        machine = _machine(running)
         seeded = plan.pool
         for size in plan.sizes:
             last = plan.pool + size
@@ -129,11 +131,11 @@ def requests(plan: Plan) -> str:
             for route in ROUTES:
                 loads, theirs, deployed = [], [], []
                 for _ in range(plan.runs):
-                    loads.append(measure(running, members, route, plan.run_seconds))
+                    loads.append(_load(running, members, route, plan))
                     if size == plan.sizes[1]:
-                        theirs.append(measure(usual, their_members, route, plan.run_seconds))
+                        theirs.append(_load(usual, their_members, route, plan))
                         running.scale(WORKERS)
-                        deployed.append(measure(running, members, route, plan.run_seconds))
+                        deployed.append(_load(running, members, route, plan))
                         running.scale(1)
                 found[route.name] = median(loads)
                 _say(f"{size} sessions: {route.name} {found[route.name]}")
@@ -154,8 +156,9 @@ def requests(plan: Plan) -> str:
             )
     return "\n\n".join(
         [
-            heading,
+            f"Measured on {machine}.",
             f"### Requests, with {plan.sizes[1]:,} sessions active",
+            _taken(neighbours),
             table(
                 ["request", "", "per second", "p50 / p99 ms", "CPU: service + PostgreSQL + Redis", "sum", "to Express"],
                 rows["requests"],
@@ -177,13 +180,14 @@ def lags(plan: Plan) -> str:
             seed_members(running, 1, max(case.sessions for case in cases))
             for case in cases:
                 lead = 6 + case.sessions // ARMED_PER_SECOND[name]
+                neighbours = Neighbours()
                 late = _lag(running, ARMS[name], case, lead)
                 when = "in the same second" if case.spread == 1 else f"over {case.spread} s"
                 figures = (f"{figure:.3f}" for figure in late)
-                rows.append([name, f"{case.sessions:,} {when}", str(case.runs), *figures])
+                rows.append([name, f"{case.sessions:,} {when}", str(case.runs), *figures, f"{neighbours.share():.0%}"])
                 _say(" ".join(rows[-1]))
     return "### Lag of an end: seconds from `expires_at` until its event has arrived\n\n" + table(
-        ["", "sessions that expire", "runs", "p50", "p99", "max"], rows
+        ["", "sessions that expire", "runs", "p50", "p99", "max", "cores taken by others"], rows
     )
 
 
@@ -196,6 +200,7 @@ def nightly(plan: Plan) -> str:
         seed_members(running, plan.pool + 1, plan.pool + overdue)
         cleanup.seed(running, plan.pool + 1, **plan.cleanup)
         _say("seeded")
+        neighbours = Neighbours()
         found = cleanup.measure(running, members)
     rows = [[name, f"{count:,}"] for name, count in found.rows.items()]
     slower = [
@@ -205,6 +210,7 @@ def nightly(plan: Plan) -> str:
     return "\n\n".join(
         [
             f"### Nightly cleanup: {found.seconds:.1f} s",
+            _taken(neighbours),
             ", ".join(f"{count:,} {name}" for name, count in plan.cleanup.items())
             + f". The worker was killed (-9) halfway, and another went on; it held {found.before:.0f} MiB before, "
             f"{found.most:.0f} at most. The longest transaction took {found.transaction:.2f} s. One run.",
@@ -235,6 +241,7 @@ def _lag(running: Stack, arms: Callable[[Stack], AbstractContextManager[lag.Arm]
     measured: list[lag.Lag] = []
     while len(measured) < case.runs:
         try:
+            wait_for_quiet()
             with arms(running) as arm:
                 measured.append(lag.measure(running, arm, sessions=case.sessions, spread=case.spread, lead=lead))
         except lag.NotArmed:
@@ -242,6 +249,15 @@ def _lag(running: Stack, arms: Callable[[Stack], AbstractContextManager[lag.Arm]
                 raise
             lead *= 2  # a machine that stood still; how soon they are armed is not what is measured
     return lag.Lag(*(statistics.median(figures) for figures in zip(*measured, strict=True)))
+
+
+def _load(running: Stack, members: Members, route: Route, plan: Plan) -> Load:
+    wait_for_quiet()
+    return measure(running, members, route, plan.run_seconds)
+
+
+def _taken(neighbours: Neighbours) -> str:
+    return f"Others took {neighbours.share():.0%} of the cores meanwhile."
 
 
 def _request_rows(name: str, ours: Load, deployed: Load, theirs: Load) -> list[list[str]]:

@@ -101,9 +101,9 @@ def _measure(stack: Stack, members: Members, route: Route, seconds: int) -> Load
     stack.rest()
     requests = found["requests"]
     once = route.method == "GET" or requests <= members.pool
-    if found["broken"] and not found["refused"]:
+    if not found["refused"] and (found["broken"] or not requests):
         raise Stalled(f"{route.name}: {found}")
-    if found["refused"] or not requests or not once:
+    if found["refused"] or not once:
         raise RuntimeError(f"{route.name}: {found}")
     return Load(
         per_second=requests / found["microseconds"] * 1e6,
