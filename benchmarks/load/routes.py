@@ -123,14 +123,21 @@ def median(loads: Iterable[Load]) -> Load:
 
 
 def run_wrk(
-    url: str, tokens: Path, route: Route, seconds: int, *, connections: int = CONNECTIONS, skip: int = 0
+    url: str,
+    tokens: Path,
+    route: Route,
+    seconds: int,
+    *,
+    connections: int = CONNECTIONS,
+    skip: int = 0,
+    give_up: int = 2,
 ) -> dict[str, int]:
     """Run the generator, and return what it counted; latencies in microseconds.
 
-    skip: leave out the first so many members.
+    skip: leave out the first so many members. give_up: the seconds after which an answer counts as broken.
     """
     script = Path(__file__).with_name("request.lua")
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={give_up}s", "-s", str(script), url]
     arguments = ["--", str(tokens), route.method, route.path, route.body, str(skip)]
     output = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
     found: dict[str, int] = json.loads(output.splitlines()[-1])
