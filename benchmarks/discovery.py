@@ -39,9 +39,8 @@ from dev.embedded import home, postgres, stop_on_signals, valkey
 CITY = 100_000  # at most so many of a size are in the city that is asked from
 CITIES = 1000
 PAGE = 21  # what a first page of 20 reads
-ROUNDS = 6  # of starts, a multiple of the three ways
+ROUNDS = 6  # of starts, a multiple of the ways to start
 LEAD = timedelta(minutes=2)
-LOG = "services.log"
 INDEX = "idx_after_hours_sessions_nearest"
 [CREATE_INDEX] = [
     str(CreateIndex(index).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
@@ -144,7 +143,7 @@ def main() -> None:
                 if options.explain:
                     _explain(members[0])
                     continue
-                _measure(members, place.state / LOG)
+                _measure(members, Path(place.log.name))
                 if size <= CITY:
                     _measure_starts(options.starts)
             db.engine.dispose()
@@ -244,7 +243,8 @@ def _measure_starts(starts: int) -> None:
         ),
     ]
     for turn in range(ROUNDS):
-        for what, before, after in ways[turn % 3 :] + ways[: turn % 3]:  # the machine's hour changes: each comes first
+        first = turn % len(ways)  # the machine's hour changes: each comes first in its turn
+        for what, before, after in ways[first:] + ways[:first]:
             db.session.execute(text(before))
             db.session.commit()
             times.setdefault(what, []).extend(_start(f"starter-{number}") for number in range(starts))

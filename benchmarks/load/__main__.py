@@ -119,7 +119,7 @@ def requests(plan: Plan) -> str:
         members, their_members = Members(running, plan.pool), Members(usual, plan.pool)
         seed_members(usual, plan.pool + 1, plan.pool + plan.sizes[1])
         seed_sessions(usual, plan.pool + 1, plan.pool + plan.sizes[1], at=int(time.time()) + DAY, spread=HOUR)
-        machine = _machine(running)
+        heading = f"Measured on {_machine(running)}."
         seeded = plan.pool
         for size in plan.sizes:
             last = plan.pool + size
@@ -156,7 +156,7 @@ def requests(plan: Plan) -> str:
             )
     return "\n\n".join(
         [
-            f"Measured on {machine}.",
+            heading,
             f"### Requests, with {plan.sizes[1]:,} sessions active",
             _taken(neighbours),
             table(

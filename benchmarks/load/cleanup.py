@@ -160,8 +160,10 @@ class _Load:
 
     def _one(self, route: Route) -> tuple[str, Felt]:
         skip = self._next[route]
-        slow = {"connections": 1, "skip": skip, "give_up": 60}  # an answer that takes seconds is what is looked for
-        found = run_wrk(self._stack.url, self._members.tokens, route, CHUNK_SECONDS, **slow)
+        # An answer that takes seconds is what is looked for.
+        found = run_wrk(
+            self._stack.url, self._members.tokens, route, CHUNK_SECONDS, connections=1, skip=skip, give_up=60
+        )
         if found["refused"] or found["broken"]:
             raise RuntimeError(f"{route.name}: {found}")
         self._next[route] += found["requests"] + 1
