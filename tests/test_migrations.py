@@ -196,6 +196,23 @@ def test_from_nothing_the_schema_is_exactly_what_the_models_say(make: Callable[[
     assert migrated.definitions() == modelled.definitions()
 
 
+def test_a_key_is_the_same_before_and_after_its_function_was_made_cheaper(make: Callable[[str], Database]) -> None:
+    keys = """
+        SELECT CAST(after_hours_key(md5(CAST(ROW(latitude, longitude, gender, age, seeking) AS text))::uuid,
+            latitude, longitude, gender, age, seeking) AS text) AS key
+        FROM unnest(ARRAY[-90, -0.1, 52.52, 90]) AS latitude, unnest(ARRAY[-180, 13.405, 180]) AS longitude,
+            unnest(ARRAY['Male', 'FEMALE', 'Non-binary', '?', NULL]) AS gender, unnest(ARRAY[18, 99, NULL]) AS age,
+            unnest(ARRAY['Male', 'Female', 'Non-binary', 'Any', NULL]) AS seeking
+        ORDER BY latitude, longitude, gender, age, seeking
+    """
+    database = make("")
+    database.upgrade(revision="0007")
+    before = list(database.sql.execute(keys))
+    database.upgrade()
+    assert list(database.sql.execute(keys)) == before
+    assert len(set(before)) == 4 * 3 * 5 * 3 * 5
+
+
 @pytest.mark.parametrize("before", [HOST, NODE], ids=["host", "node"])
 def test_beside_the_host_our_tables_have_everything_that_the_models_say(
     make: Callable[[str], Database], before: str

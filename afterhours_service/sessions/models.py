@@ -39,10 +39,10 @@ ischema_names["cube"] = Cube  # so that a migration's check knows it
 
 LATITUDE = Numeric(10, 8)
 LONGITUDE = Numeric(11, 8)
-# The cell of 50 km that a key lies in, as a number: it keeps together in the index what is together in the world.
+# The cell of 25 km that a key lies in, as a number: it keeps together in the index what is together in the world.
 CELL = text(
-    "cube(65536 * floor(cube_ll_coord(discovery_key, 3) / 50000)"
-    " + 256 * floor(cube_ll_coord(discovery_key, 2) / 50000) + floor(cube_ll_coord(discovery_key, 1) / 50000))"
+    "cube(1048576 * floor(cube_ll_coord(discovery_key, 3) / 25000)"
+    " + 1024 * floor(cube_ll_coord(discovery_key, 2) / 25000) + floor(cube_ll_coord(discovery_key, 1) / 25000))"
 )
 
 
