@@ -305,6 +305,22 @@ def test_an_interrupted_run_is_taken_up_and_its_half_made_index_made_anew(make: 
     assert database.definitions() == definitions
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param("CREATE INDEX {index}_next ON after_hours_sessions (id)", id="half made"),
+        pytest.param("ALTER INDEX {index} RENAME TO {index}_next", id="not renamed"),
+    ],
+)
+def test_an_index_whose_replacement_was_interrupted_is_replaced(make: Callable[[str], Database], state: str) -> None:
+    whole, interrupted = make(""), make("")
+    whole.upgrade()
+    interrupted.upgrade(revision="0007")
+    interrupted.sql.execute(state.format(index="idx_after_hours_sessions_nearest"))
+    interrupted.upgrade()
+    assert interrupted.definitions() == whole.definitions()
+
+
 def test_untold_expiries_stay_untold_on_the_way_up_and_down(make: Callable[[str], Database]) -> None:
     database = make(NODE + NODE_DATA)
     database.upgrade(revision="0005")
