@@ -3,11 +3,15 @@
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
 
+from redis import Redis
 from rq.job import Job
 
 from benchmarks.chaos.observers import SCHEDULED
@@ -105,6 +109,34 @@ def redis_full(stack: Stack) -> Iterator[None]:
 
 
 @contextmanager
+def redis_moved(stack: Stack) -> Iterator[None]:
+    """Promote a replica, and move the name to it; the old primary lives on as its replica. Then move back."""
+    ports = _free_port(), _free_port()
+    old_url, new_url = stack.valkey.value[0], stack.second_redis(ports[1])
+    new_path = Path(urlsplit(new_url).path)
+    with Redis.from_url(old_url) as old, Redis.from_url(new_url) as new:
+        old.config_set("bind", "127.0.0.1")
+        old.config_set("port", ports[0])
+        _follow(new, ports[0])
+        new.replicaof("NO", "ONE")
+        stack.name_redis(new_path)
+        _follow(old, ports[1])
+        yield
+        old.replicaof("NO", "ONE")
+        stack.name_redis()
+        _follow(new, ports[0])
+
+
+@contextmanager
+def postgres_read_only(stack: Stack) -> Iterator[None]:
+    """Let every new connection to PostgreSQL be read-only, as after a failover, and close those that are open."""
+    stack.query("ALTER DATABASE app SET default_transaction_read_only = on")
+    _terminate_connections(stack)
+    yield
+    stack.query("BEGIN READ WRITE; ALTER DATABASE app RESET default_transaction_read_only; COMMIT")
+
+
+@contextmanager
 def postgres_restarted(stack: Stack) -> Iterator[None]:
     """Stop PostgreSQL in order, and start it again."""
     stack.postgres.stop()
@@ -126,7 +158,7 @@ def postgres_crashed(stack: Stack) -> Iterator[None]:
 def connections_terminated(stack: Stack) -> Iterator[None]:
     """Terminate the service's connections to PostgreSQL, three times within a second."""
     for _ in range(3):
-        stack.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'after-hours'")
+        _terminate_connections(stack)
         time.sleep(0.3)
     yield
 
@@ -208,6 +240,8 @@ FAULTS = (
     Fault("Redis paused", redis_paused, may_double=True),
     Fault("Redis restarted empty", redis_emptied, lasts=False, may_double=True),
     Fault("Redis full", redis_full, may_double=True),
+    Fault("Redis moved, old primary alive", redis_moved, may_double=True),
+    Fault("PostgreSQL read-only", postgres_read_only, may_double=True),
     Fault("PostgreSQL restarted", postgres_restarted, may_double=True),
     Fault("PostgreSQL crashed", postgres_crashed, may_double=True),
     Fault("PostgreSQL connections terminated", connections_terminated, lasts=False, may_double=True),
@@ -238,6 +272,29 @@ def _waiters(cursor: Any) -> int:
     [(count,)] = cursor.fetchall()
     waiting: int = count
     return waiting
+
+
+def _terminate_connections(stack: Stack) -> None:
+    stack.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'after-hours'")
+
+
+def _follow(replica: Redis, port: int) -> None:
+    """Make a server the replica of the one at `port`, and wait until it holds the same. Raises TimeoutError."""
+    replica.replicaof("127.0.0.1", port)
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        state = cast("dict[str, Any]", replica.info("replication"))
+        if state["master_link_status"] == "up":
+            return
+        time.sleep(0.02)
+    raise TimeoutError("the replica does not follow its primary")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _pause(stack: Stack) -> None:

@@ -115,7 +115,11 @@ class Stack:
         self._everything.callback(self.postgres.stop)
         self.valkey = Server(lambda: valkey(place))
         self._everything.callback(self.valkey.stop)
-        self.database_url, self.redis_url = self.postgres.value, self.valkey.value[0]
+        self.database_url = self.postgres.value
+        self._valkey_path, self._redis_name = place.path / "valkey.sock", place.path / "redis.sock"
+        self.name_redis(self._valkey_path)
+        self.redis_url = f"unix://{self._redis_name}?db=0"
+        self._place = place
         self.postgres_folder = place.path / "pg"
         self.path = folder / "api.sock"
         self._clock = folder / "clock"
@@ -175,6 +179,19 @@ class Stack:
         """Yield a client of Redis."""
         with Redis.from_url(self.redis_url, socket_timeout=5) as client:
             yield client
+
+    def name_redis(self, path: Path | None = None) -> None:
+        """Let new connections to Redis go to the server at `path`, by default the first one; open ones stay."""
+        link = self._redis_name.with_suffix(".new")
+        link.unlink(missing_ok=True)
+        link.symlink_to(path or self._valkey_path)
+        link.rename(self._redis_name)
+
+    def second_redis(self, port: int) -> str:
+        """Start another Redis, which also listens on a port of the loopback; return its URL. It runs until the end."""
+        options = ("--bind", "127.0.0.1", "--port", str(port))
+        url, _ = self._everything.enter_context(valkey(self._place, options, "valkey2"))
+        return url
 
     def kill(self, kind: str) -> None:
         """Kill all processes of a kind: `api` (with gunicorn's arbiter), `worker` or `scheduler`."""
