@@ -66,7 +66,7 @@ def run() -> None:
         try:
             migrate(connection, lock_timeout)
         finally:
-            connection.invalidate()  # its lock and its settings must not go back to the pool
+            connection.invalidate()  # its settings, and after a failure its lock, must not go back to the pool
 
 
 def migrate(connection: Connection, lock_timeout: str) -> None:
@@ -90,7 +90,8 @@ def migrate(connection: Connection, lock_timeout: str) -> None:
         context.run_migrations()
     if not context.get_context().get_current_heads():  # on the way back to `base` it was emptied
         connection.execute(text(f"DROP TABLE IF EXISTS {VERSION_TABLE}"))
-        connection.commit()
+    connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
+    connection.commit()
 
 
 for module in pkgutil.walk_packages(afterhours_service.__path__, "afterhours_service."):

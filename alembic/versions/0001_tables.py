@@ -133,14 +133,14 @@ ROLE = "after_hours"  # deploy/grants.sql's
 GRANTED_ON_TABLE = """
     SELECT EXISTS (
         SELECT FROM (
-            SELECT relacl FROM pg_class WHERE oid = to_regclass(:table)
-            UNION ALL SELECT attacl FROM pg_attribute WHERE attrelid = to_regclass(:table)) AS acls (acl),
-            aclexplode(acl) WHERE grantee = to_regrole(:role))
+            SELECT relacl FROM pg_class WHERE oid = to_regclass(:name)
+            UNION ALL SELECT attacl FROM pg_attribute WHERE attrelid = to_regclass(:name)) AS acls (acl),
+            aclexplode(acl) WHERE grantee = to_regrole(:role) AND grantee <> grantor)
 """
 GRANTED_ON_SCHEMA = """
     SELECT EXISTS (
-        SELECT FROM pg_namespace AS n JOIN pg_class ON relnamespace = n.oid, aclexplode(nspacl)
-        WHERE pg_class.oid = to_regclass(:table) AND grantee = to_regrole(:role))
+        SELECT FROM pg_namespace, aclexplode(nspacl)
+        WHERE pg_namespace.oid = to_regnamespace(:name) AND grantee = to_regrole(:role) AND grantee <> grantor)
 """
 
 
@@ -168,6 +168,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     tables = [*HOST_TABLES, *OUR_TABLES]
+    schemas = {migrating.qualified(table).rpartition(".")[0] for table in tables}
     for table in reversed(tables):
         if migrating.is_made(table):
             op.execute(f"DROP TABLE {table}")
@@ -181,7 +182,9 @@ def downgrade() -> None:
             op.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     migrating.require_again("after_hours_profiles", "photo_url")
     for table in filter(migrating.exists, [*tables, "blocks", "after_hours_matches"]):
-        _revoke(table)
+        _revoke(migrating.qualified(table), GRANTED_ON_TABLE)
+    for schema in schemas:
+        _revoke(f"SCHEMA {schema}", GRANTED_ON_SCHEMA)
 
 
 def _tell_of_others(table: str) -> None:
@@ -219,17 +222,15 @@ def _exists(rows: str) -> bool:
     return bool(migrating.ask(f"SELECT EXISTS (SELECT FROM {rows})"))
 
 
-def _revoke(table: str) -> None:
-    """Take back what deploy/grants.sql gave on a table that stays, and on its schema."""
-    name = migrating.qualified(table)
-    schema = name.rpartition(".")[0]
-    for what, granted in ((name, GRANTED_ON_TABLE), (f"SCHEMA {schema}", GRANTED_ON_SCHEMA)):
-        if not migrating.ask(granted, table=table, role=ROLE):
-            continue
-        try:
-            with op.get_bind().begin_nested():
-                op.execute(f"REVOKE ALL ON {what} FROM {ROLE}")
-        except sa.exc.ProgrammingError:  # another owns it; of which PostgreSQL may only warn: look again
-            pass
-        if migrating.ask(granted, table=table, role=ROLE):
-            migrating.remains(f"grants: let the owner run REVOKE ALL ON {what} FROM {ROLE}")
+def _revoke(what: str, granted: str) -> None:
+    """Take back what deploy/grants.sql gave on a table that stays, or on a schema."""
+    parameters = {"name": what.removeprefix("SCHEMA "), "role": ROLE}
+    if not migrating.ask(granted, **parameters):
+        return
+    try:
+        with op.get_bind().begin_nested():
+            op.execute(f"REVOKE ALL ON {what} FROM {ROLE}")
+    except sa.exc.ProgrammingError:  # another owns it; of which PostgreSQL may only warn: look again
+        pass
+    if migrating.ask(granted, **parameters):
+        migrating.remains(f"grants: let the owner run REVOKE ALL ON {what} FROM {ROLE}")

@@ -57,7 +57,8 @@ NEW = {
                 4 * cube_ur_coord(wish, 1) + (ARRAY[2, 2, 3, 2])[1 + cube_ll_coord(me, 1)::integer] + 0.99999,
                 cube_ur_coord(wish, 2) + 0.99999])""",
 }
-# A row that comes with its key comes from a backup: what it is made of may not be there yet.
+# A session that comes with its key comes from a backup, and the member's profile may come later: the key stays, also
+# when their preferences come. They say no more than the wish does, and so nothing new while that is the same.
 TRIGGERS = """
     CREATE OR REPLACE FUNCTION after_hours_set_key() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
@@ -80,7 +81,9 @@ TRIGGERS = """
     CREATE OR REPLACE FUNCTION after_hours_preferences_changed() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         UPDATE {sessions} SET discovery_key = NULL
-            WHERE ended_at IS NULL AND user_id = coalesce(NEW.user_id, OLD.user_id);
+            WHERE ended_at IS NULL AND user_id = coalesce(NEW.user_id, OLD.user_id)
+                AND (discovery_key IS NULL OR discovery_wish::text IS DISTINCT FROM {here}.after_hours_wish(
+                    NEW.seeking_gender, NEW.min_age, NEW.max_age, NEW.max_distance_km)::text);
         RETURN NULL;
     END $$;
 """
