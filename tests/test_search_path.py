@@ -1,4 +1,4 @@
-"""Tables in a schema of one's own, `cube` in another, a caller who has neither on the search_path: all works as ever."""
+"""Tables in a schema of one's own, `cube` in another, a caller who has neither on the search_path: nothing changes."""
 
 import contextlib
 import os
