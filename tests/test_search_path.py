@@ -83,7 +83,7 @@ def build(make_database: Callable[..., str], redis: Redis, redis_url: str) -> It
                     upgrade()
                     check()
             sql = connect(url)
-            stack.callback(sql.execute, f"DROP OWNED BY {role}")
+            stack.callback(execute_anew, url, f"DROP OWNED BY {role}")
             if migrated:
                 sql.execute(GRANTS.replace("TO after_hours", f"TO {role}"))
             serving = make_url(url).set(username=role).render_as_string(hide_password=False)
@@ -98,6 +98,13 @@ def build(make_database: Callable[..., str], redis: Redis, redis_url: str) -> It
             finally:
                 stack.close()
                 server.execute(f"DROP ROLE {role}")
+
+
+def execute_anew(url: str, statement: str) -> None:
+    """Execute a statement over a connection of its own: a failed test may leave others in a failed transaction."""
+    with contextlib.closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        Factory(connection).execute(statement)
 
 
 def dispose(app: Flask) -> None:

@@ -144,7 +144,11 @@ def _make_extension() -> None:
 
     Raises RuntimeError with what to do when the role may not, or the server has no contrib modules.
     """
-    if migrating.ask("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'cube')"):
+    if schema := migrating.ask("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'cube'"):
+        if migrating.ask("SELECT to_regtype('cube') IS NULL"):
+            raise RuntimeError(
+                f"the role that migrates needs USAGE on the schema {schema}, which has the extension cube"
+            )
         return
     try:
         op.execute("CREATE EXTENSION cube")
