@@ -89,7 +89,7 @@ def drop_index(name: str) -> None:
     if is_made(name):
         op.execute(f"DROP INDEX {name}")
     elif exists(name):
-        remains(f"index {name}: it was there before")
+        remains(f"index {name}: it was there before, as far as is noted")
 
 
 def let_be_null(table: str, column: str) -> None:

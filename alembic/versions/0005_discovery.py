@@ -164,7 +164,7 @@ def _make_extension() -> None:
 def _drop_extension() -> None:
     """Drop `cube`, if we made it and nothing else uses it."""
     if not migrating.is_extension_made("cube"):
-        migrating.remains("extension cube: it was there before")
+        migrating.remains("extension cube: it was there before, as far as is noted")
         return
     try:
         with op.get_bind().begin_nested():
