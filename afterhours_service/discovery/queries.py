@@ -2,6 +2,9 @@
 
 A member's session carries two cubes, which triggers keep: `discovery_key` says where, who and how old, and stands in
 the index; `discovery_wish` says whom they would like, and how far away. docs/discovery.md tells the whole.
+
+The schema of the extension `cube` need not be on the search_path: statements name functions of ours instead of its
+functions and operators, and the planner puts those in their place.
 """
 
 import uuid
@@ -60,21 +63,13 @@ _ASKER = """
         LEFT JOIN profiles AS p ON p.user_id = s.user_id
         LEFT JOIN after_hours_preferences AS w ON w.user_id = s.user_id
         WHERE s.user_id = %(member_id)s AND s.ended_at IS NULL AND s.expires_at > statement_timestamp()
-    ), bounds AS MATERIALIZED (
-        SELECT *, cube_ll_coord(key, 1) AS x, cube_ll_coord(key, 2) AS y, cube_ll_coord(key, 3) AS z,
-            cube_ur_coord(wish, 3) AS metres,
-            -- Who seeks me, and whom I seek, as one interval: too wide for some, which the wish makes good.
-            4 * cube_ll_coord(wish, 1) + (ARRAY[2, 1, 2, 0])[1 + cube_ll_coord(me, 1)::integer] AS first,
-            4 * cube_ur_coord(wish, 1) + (ARRAY[2, 2, 3, 2])[1 + cube_ll_coord(me, 1)::integer] + 0.99999 AS last,
-            cube_ll_coord(wish, 2) AS youngest, cube_ur_coord(wish, 2) + 0.99999 AS oldest
-        FROM mine
     )
     SELECT id, user_id, fuzzed_latitude, fuzzed_longitude, max_distance_km, now, CAST(me AS text), CAST(wish AS text),
-        CAST(cube(ARRAY[x, y, z, first, youngest], ARRAY[x, y, z, last, oldest]) AS text),
-        CAST(cube(ARRAY[x - metres, y - metres, z - metres, first, youngest],
-                  ARRAY[x + metres, y + metres, z + metres, last, oldest]) AS text),
-        (discovery_key, discovery_wish) IS DISTINCT FROM (key, wish)
-    FROM bounds
+        CAST(after_hours_box(key, me, wish, 0) AS text),
+        CAST(after_hours_box(key, me, wish, after_hours_reach(wish)) AS text),
+        (CAST(discovery_key AS text), CAST(discovery_wish AS text))
+            IS DISTINCT FROM (CAST(key AS text), CAST(wish AS text))
+    FROM mine
 """
 
 _RENEW_KEY = """
@@ -98,14 +93,14 @@ def _fitting(more: str = "") -> str:
     return f"""
     FROM (
         SELECT id, user_id, expires_at, fuzzed_latitude, fuzzed_longitude,
-            discovery_key <-> CAST(%(near)s AS cube) AS metres
+            after_hours_metres(discovery_key, %(near)s) AS metres
         FROM after_hours_sessions
         WHERE ended_at IS NULL
-            AND discovery_key <@ CAST(%(within)s AS cube)
-            AND discovery_wish @> CAST(%(me)s AS cube)
-            AND discovery_key <-> CAST(%(near)s AS cube)
-                <= least(cube_ur_coord(CAST(%(wish)s AS cube), 3), cube_ur_coord(discovery_wish, 3))
-            AND discovery_key <-> CAST(%(near)s AS cube) >= %(metres)s
+            AND after_hours_holds(%(within)s, discovery_key)
+            AND after_hours_holds(discovery_wish, %(me)s)
+            AND after_hours_metres(discovery_key, %(near)s)
+                <= least(after_hours_reach(%(wish)s), after_hours_reach(discovery_wish))
+            AND after_hours_metres(discovery_key, %(near)s) >= %(metres)s
             AND expires_at >= statement_timestamp() + %(lead)s
             AND started_at <= %(as_of)s
             AND user_id <> %(member_id)s
@@ -115,7 +110,7 @@ def _fitting(more: str = "") -> str:
     LEFT JOIN profiles AS p ON p.user_id = s.user_id
     LEFT JOIN after_hours_profiles AS a ON a.user_id = s.user_id
     WHERE (s.metres, s.id) > (%(metres)s, %(after_id)s)
-        AND after_hours_self(p.gender, p.age) <@ CAST(%(wish)s AS cube)
+        AND after_hours_holds(%(wish)s, after_hours_self(p.gender, p.age))
         AND EXISTS (
             SELECT FROM user_subscriptions AS b
             WHERE b.user_id = s.user_id AND b.is_active AND (b.expires_at IS NULL OR b.expires_at > now()))
@@ -139,7 +134,7 @@ _AS_WRITTEN = """
 _PAGE = f"""
     SELECT s.id, s.user_id, p.name, p.age, a.description, a.photo_url, s.expires_at,
         s.fuzzed_latitude, s.fuzzed_longitude, s.metres
-    {_fitting("ORDER BY discovery_key <-> CAST(%(near)s AS cube)")}
+    {_fitting("ORDER BY after_hours_metres(discovery_key, %(near)s)")}
     ORDER BY s.metres, s.id
     LIMIT %(limit)s
 """

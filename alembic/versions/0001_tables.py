@@ -2,23 +2,18 @@
 
 The host's tables are made only where they do not exist, so that the service also runs alone, and are never changed.
 The After Hours tables of the Node service are adopted: columns, checks and indexes are added, no row is touched.
-A table that this migration made carries a comment, by which the way back knows it.
+What this migration made carries a comment, by which the way back knows it.
 """
-
-import logging
 
 import sqlalchemy as sa
 
+from afterhours_service import migrating
 from alembic import op
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
-
-logger = logging.getLogger("alembic.after_hours")
-
-MADE_HERE = "made by After Hours 0001"
 
 HOST_TABLES = {
     "users": """
@@ -134,74 +129,108 @@ INDEXES = [
 ]
 
 
+ROLE = "after_hours"  # deploy/grants.sql's
+GRANTED_ON_TABLE = """
+    SELECT EXISTS (
+        SELECT FROM (
+            SELECT relacl FROM pg_class WHERE oid = to_regclass(:name)
+            UNION ALL SELECT attacl FROM pg_attribute WHERE attrelid = to_regclass(:name)) AS acls (acl),
+            aclexplode(acl) WHERE grantee = to_regrole(:role) AND grantee <> grantor)
+"""
+GRANTED_ON_SCHEMA = """
+    SELECT EXISTS (
+        SELECT FROM pg_namespace, aclexplode(nspacl)
+        WHERE pg_namespace.oid = to_regnamespace(:name) AND grantee = to_regrole(:role) AND grantee <> grantor)
+"""
+
+
 def upgrade() -> None:
     for table, columns in {**HOST_TABLES, **OUR_TABLES}.items():
-        if table not in _tables():
+        if not migrating.exists(table):
             op.execute(f"CREATE TABLE {table} ({columns})")
-            op.execute(f"COMMENT ON TABLE {table} IS '{MADE_HERE}'")
+            migrating.note(f"TABLE {table}", revision)
+            if table in HOST_TABLES:
+                _tell_of_others(table)
     for table, column, definition in COLUMNS:
-        op.execute(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} {definition}")
+        if not _has_column(table, column):
+            op.execute(f"ALTER TABLE {table} ADD COLUMN {column} {definition}")
+            migrating.note(f"COLUMN {table}.{column}", revision)
     # An adopted member without a photo is as good as any; the Node service always wrote one.
-    op.execute("ALTER TABLE after_hours_profiles ALTER COLUMN photo_url DROP NOT NULL")
+    migrating.let_be_null("after_hours_profiles", "photo_url")
     for table, name, rule in CHECKS:
         _add_check(table, f"{table}_{name}_check", rule)
-    made_here = _made_here()
     with op.get_context().autocommit_block():
         for table, name, definition, unique in INDEXES:
-            if table in HOST_TABLES and table not in made_here:
+            if table in HOST_TABLES and not migrating.is_made(table):
                 continue  # the host's tables stay as they are
-            if _is_invalid(name):
-                op.execute(f"DROP INDEX CONCURRENTLY {name}")
-            op.execute(
-                f"CREATE {'UNIQUE' if unique else ''} INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} {definition}"
-            )
+            migrating.make_index(name, f"{table} {definition}", revision, unique)
 
 
 def downgrade() -> None:
-    made_here = _made_here()
-    for table, name, _, _ in INDEXES:
-        if table not in made_here and name not in THE_NODE_SERVICES:
-            op.execute(f"DROP INDEX IF EXISTS {name}")
-    for table, name, _ in CHECKS:
-        op.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {table}_{name}_check")
-    if "after_hours_sessions" not in made_here:
-        op.execute("ALTER TABLE after_hours_sessions DROP COLUMN IF EXISTS warned_at")
-    if "after_hours_profiles" not in made_here and not _exists("after_hours_profiles WHERE photo_url IS NULL"):
-        op.execute("ALTER TABLE after_hours_profiles ALTER COLUMN photo_url SET NOT NULL")
-    for table in reversed([*HOST_TABLES, *OUR_TABLES]):
-        if table in made_here:
+    tables = [*HOST_TABLES, *OUR_TABLES]
+    schemas = {migrating.qualified(table).rpartition(".")[0] for table in tables}
+    for table in reversed(tables):
+        if migrating.is_made(table):
             op.execute(f"DROP TABLE {table}")
+    for _, name, _, _ in INDEXES:
+        migrating.drop_index(name)
+    for table, name, _ in CHECKS:
+        if migrating.is_constraint_made(table, f"{table}_{name}_check"):
+            op.execute(f"ALTER TABLE {table} DROP CONSTRAINT {table}_{name}_check")
+    for table, column, _ in COLUMNS:
+        if migrating.is_column_made(table, column):
+            op.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    migrating.require_again("after_hours_profiles", "photo_url")
+    for table in filter(migrating.exists, [*tables, "blocks", "after_hours_matches"]):
+        _revoke(migrating.qualified(table), GRANTED_ON_TABLE)
+    for schema in schemas:
+        _revoke(f"SCHEMA {schema}", GRANTED_ON_SCHEMA)
 
 
-THE_NODE_SERVICES = {"idx_after_hours_sessions_active_user", "idx_after_hours_sessions_expires"}
+def _tell_of_others(table: str) -> None:
+    """Tell of tables by the name of one that was made for want of the host's: the search_path may leave those out."""
+    others = migrating.ask(
+        """
+        SELECT string_agg(relnamespace::regnamespace::text, ', ') FROM pg_class
+        WHERE relname = :table AND relkind IN ('r', 'p', 'v', 'm', 'f') AND oid <> to_regclass(:table)
+        """,
+        table=table,
+    )
+    if others:
+        migrating.logger.warning(
+            "%s made, as the search_path has none; is the host's in %s?", migrating.qualified(table), others
+        )
 
 
-def _tables() -> set[str]:
-    return set(sa.inspect(op.get_bind()).get_table_names())
-
-
-def _made_here() -> set[str]:
-    inspector = sa.inspect(op.get_bind())
-    tables = {*HOST_TABLES, *OUR_TABLES} & _tables()
-    return {table for table in tables if inspector.get_table_comment(table)["text"] == MADE_HERE}
+def _has_column(table: str, column: str) -> bool:
+    return _exists(f"pg_attribute WHERE attrelid = '{table}'::regclass AND attname = '{column}' AND attnum > 0")
 
 
 def _add_check(table: str, name: str, rule: str) -> None:
     """Add a CHECK, unless an adopted row breaks it: that row must still be ended and deleted by its ordinary way."""
     if _exists(f"pg_constraint WHERE conrelid = '{table}'::regclass AND conname = '{name}'"):
-        return  # by an earlier, interrupted run
+        return  # by an earlier, interrupted run, or the host's own
     if _exists(f"{table} WHERE NOT ({rule})"):
-        logger.warning("%s left off: %s has rows that break it", name, table)
+        migrating.logger.warning("%s left off: %s has rows that break it", name, table)
         return
     op.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} CHECK ({rule}) NOT VALID")
     op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}")
+    migrating.note(f"CONSTRAINT {name} ON {table}", revision)
 
 
 def _exists(rows: str) -> bool:
-    return bool(op.get_bind().execute(sa.text(f"SELECT EXISTS (SELECT FROM {rows})")).scalar())
+    return bool(migrating.ask(f"SELECT EXISTS (SELECT FROM {rows})"))
 
 
-def _is_invalid(index: str) -> bool:
-    """Tell whether an earlier, interrupted run left the index half-made."""
-    statement = sa.text("SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)")
-    return bool(op.get_bind().execute(statement, {"index": index}).scalar())
+def _revoke(what: str, granted: str) -> None:
+    """Take back what deploy/grants.sql gave on a table that stays, or on a schema."""
+    parameters = {"name": what.removeprefix("SCHEMA "), "role": ROLE}
+    if not migrating.ask(granted, **parameters):
+        return
+    try:
+        with op.get_bind().begin_nested():
+            op.execute(f"REVOKE ALL ON {what} FROM {ROLE}")
+    except sa.exc.ProgrammingError:  # another owns it; of which PostgreSQL may only warn: look again
+        pass
+    if migrating.ask(granted, **parameters):
+        migrating.remains(f"grants: let the owner run REVOKE ALL ON {what} FROM {ROLE}")

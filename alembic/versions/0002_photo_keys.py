@@ -1,5 +1,6 @@
 """Index the photo keys: the nightly search for orphaned photos asks for them by the thousand."""
 
+from afterhours_service import migrating
 from alembic import op
 
 revision = "0002"
@@ -8,11 +9,13 @@ branch_labels = None
 depends_on = None
 
 
+INDEX = "idx_after_hours_profiles_photo"
+
+
 def upgrade() -> None:
     with op.get_context().autocommit_block():
-        op.execute("DROP INDEX CONCURRENTLY IF EXISTS idx_after_hours_profiles_photo")  # half-made, or not there
-        op.execute("CREATE INDEX CONCURRENTLY idx_after_hours_profiles_photo ON after_hours_profiles (photo_url)")
+        migrating.make_index(INDEX, "after_hours_profiles (photo_url)", revision)
 
 
 def downgrade() -> None:
-    op.execute("DROP INDEX IF EXISTS idx_after_hours_profiles_photo")
+    migrating.drop_index(INDEX)

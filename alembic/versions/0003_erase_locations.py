@@ -6,6 +6,7 @@ both run, or an operator. Those of the past are erased in batches. The way back 
 
 import sqlalchemy as sa
 
+from afterhours_service import migrating
 from alembic import op
 
 revision = "0003"
@@ -14,12 +15,12 @@ branch_labels = None
 depends_on = None
 
 BATCH = 5000  # rows a transaction rewrites
+INDEX = "idx_after_hours_sessions_user"
 
 
 def upgrade() -> None:
-    op.execute("""
-        ALTER TABLE after_hours_sessions ALTER COLUMN latitude DROP NOT NULL, ALTER COLUMN longitude DROP NOT NULL
-    """)
+    for column in ("latitude", "longitude"):
+        migrating.let_be_null("after_hours_sessions", column)
     op.execute("""
         CREATE OR REPLACE FUNCTION after_hours_erase_location() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -34,20 +35,16 @@ def upgrade() -> None:
         EXECUTE FUNCTION after_hours_erase_location()
     """)
     with op.get_context().autocommit_block():
-        op.execute("DROP INDEX CONCURRENTLY IF EXISTS idx_after_hours_sessions_user")  # half-made, or not there
-        op.execute("CREATE INDEX CONCURRENTLY idx_after_hours_sessions_user ON after_hours_sessions (user_id)")
+        migrating.make_index(INDEX, "after_hours_sessions (user_id)", revision)
         _erase_the_past()
 
 
 def downgrade() -> None:
-    op.execute("DROP INDEX IF EXISTS idx_after_hours_sessions_user")
+    migrating.drop_index(INDEX)
     op.execute("DROP TRIGGER IF EXISTS after_hours_erase_location ON after_hours_sessions")
     op.execute("DROP FUNCTION IF EXISTS after_hours_erase_location")
-    erased = sa.text("SELECT EXISTS (SELECT FROM after_hours_sessions WHERE latitude IS NULL OR longitude IS NULL)")
-    if not op.get_bind().execute(erased).scalar():
-        op.execute("""
-            ALTER TABLE after_hours_sessions ALTER COLUMN latitude SET NOT NULL, ALTER COLUMN longitude SET NOT NULL
-        """)
+    for column in ("latitude", "longitude"):
+        migrating.require_again("after_hours_sessions", column)
 
 
 def _erase_the_past() -> None:

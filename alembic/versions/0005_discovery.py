@@ -3,10 +3,14 @@
 `discovery_key` is a point of five dimensions: where on the sphere (three, in metres), who (gender, and which gender
 they seek), and how old. `discovery_wish` is a box: the genders, the ages and the distance a member would like.
 docs/discovery.md tells how they are used. Triggers keep both, so that the Node service's sessions are found as well.
+
+Whoever calls a function may have any search_path, and a restore has none: functions in SQL are parsed here, once and
+for all (RETURN instead of a string), and what is parsed later (PL/pgSQL) names schemas.
 """
 
 import sqlalchemy as sa
 
+from afterhours_service import migrating
 from alembic import op
 
 revision = "0005"
@@ -14,7 +18,6 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-MADE_HERE = "made by After Hours 0005"
 BATCH = 5000  # live sessions that one statement gives their key
 
 BLOCKS = """
@@ -56,33 +59,34 @@ FUNCTIONS = {
              ('x' || left(id::text, 4))::bit(16)::integer / 65536.0::float8 AS fraction) AS parts)""",
 }
 
-TRIGGERS = """
-    CREATE FUNCTION after_hours_set_key() RETURNS trigger LANGUAGE plpgsql AS $$
+FUNCTIONS_OF_TRIGGERS = """
+    CREATE OR REPLACE FUNCTION after_hours_set_key() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         main record;
         wish record;
     BEGIN
-        SELECT gender, age INTO main FROM profiles WHERE user_id = NEW.user_id;
+        SELECT gender, age INTO main FROM {profiles} WHERE user_id = NEW.user_id;
         SELECT seeking_gender, min_age, max_age, max_distance_km INTO wish
-            FROM after_hours_preferences WHERE user_id = NEW.user_id;
-        NEW.discovery_key := after_hours_key(
+            FROM {preferences} WHERE user_id = NEW.user_id;
+        NEW.discovery_key := {here}.after_hours_key(
             NEW.id, NEW.fuzzed_latitude, NEW.fuzzed_longitude, main.gender, main.age, wish.seeking_gender);
-        NEW.discovery_wish := after_hours_wish(
+        NEW.discovery_wish := {here}.after_hours_wish(
             wish.seeking_gender, wish.min_age, wish.max_age, wish.max_distance_km);
         RETURN NEW;
     END $$;
 
+    CREATE OR REPLACE FUNCTION after_hours_preferences_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        UPDATE {sessions} SET discovery_key = NULL
+            WHERE ended_at IS NULL AND user_id = coalesce(NEW.user_id, OLD.user_id);
+        RETURN NULL;
+    END $$;
+"""
+TRIGGERS = """
     -- To set discovery_key, to whatever, is to ask for it anew.
     CREATE TRIGGER after_hours_set_key
         BEFORE INSERT OR UPDATE OF discovery_key, fuzzed_latitude, fuzzed_longitude ON after_hours_sessions
         FOR EACH ROW WHEN (NEW.ended_at IS NULL) EXECUTE FUNCTION after_hours_set_key();
-
-    CREATE FUNCTION after_hours_preferences_changed() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        UPDATE after_hours_sessions SET discovery_key = NULL
-            WHERE ended_at IS NULL AND user_id = coalesce(NEW.user_id, OLD.user_id);
-        RETURN NULL;
-    END $$;
 
     CREATE TRIGGER after_hours_preferences_changed
         AFTER INSERT OR UPDATE OR DELETE ON after_hours_preferences
@@ -98,14 +102,21 @@ INDEX = "idx_after_hours_sessions_discovery"
 
 def upgrade() -> None:
     _make_extension()
-    if "blocks" not in sa.inspect(op.get_bind()).get_table_names():
+    if not migrating.exists("blocks"):
         op.execute(f"CREATE TABLE blocks ({BLOCKS})")
-        op.execute(f"COMMENT ON TABLE blocks IS '{MADE_HERE}'")
+        migrating.note("TABLE blocks", revision)
     for head, body in FUNCTIONS.items():
-        op.execute(f"CREATE OR REPLACE FUNCTION {head} IMMUTABLE PARALLEL SAFE LANGUAGE sql AS $$SELECT {body}$$")
+        op.execute(f"CREATE OR REPLACE FUNCTION {head} IMMUTABLE PARALLEL SAFE RETURN {body}")
     op.execute("ALTER TABLE after_hours_sessions ADD COLUMN IF NOT EXISTS discovery_key cube")
     op.execute("ALTER TABLE after_hours_sessions ADD COLUMN IF NOT EXISTS discovery_wish cube")
     _drop_triggers()
+    names = {
+        "profiles": migrating.qualified("profiles"),
+        "preferences": migrating.qualified("after_hours_preferences"),
+        "sessions": migrating.qualified("after_hours_sessions"),
+        "here": migrating.here(),
+    }
+    op.execute(FUNCTIONS_OF_TRIGGERS.format(**names))
     op.execute(TRIGGERS)
     with op.get_context().autocommit_block():
         while op.get_bind().execute(sa.text(GIVE_KEYS)).rowcount:
@@ -117,16 +128,15 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go back; the extension stays, as others may use it by now."""
     _drop_triggers()
     op.execute(f"DROP INDEX IF EXISTS {INDEX}")
     op.execute("ALTER TABLE after_hours_sessions DROP COLUMN IF EXISTS discovery_key")
     op.execute("ALTER TABLE after_hours_sessions DROP COLUMN IF EXISTS discovery_wish")
     for head in reversed(FUNCTIONS):
         op.execute(f"DROP FUNCTION IF EXISTS {head.partition(' RETURNS')[0]}")
-    inspector = sa.inspect(op.get_bind())
-    if "blocks" in inspector.get_table_names() and inspector.get_table_comment("blocks")["text"] == MADE_HERE:
+    if migrating.is_made("blocks"):
         op.execute("DROP TABLE blocks")
+    _drop_extension()
 
 
 def _make_extension() -> None:
@@ -134,14 +144,33 @@ def _make_extension() -> None:
 
     Raises RuntimeError with what to do when the role may not, or the server has no contrib modules.
     """
+    if schema := migrating.ask("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'cube'"):
+        if migrating.ask("SELECT to_regtype('cube') IS NULL"):
+            raise RuntimeError(
+                f"the role that migrates needs USAGE on the schema {schema}, which has the extension cube"
+            )
+        return
     try:
-        op.execute("CREATE EXTENSION IF NOT EXISTS cube")
+        op.execute("CREATE EXTENSION cube")
+        migrating.note("EXTENSION cube", revision)
     except sa.exc.DBAPIError as error:
         message = (
             "discovery needs PostgreSQL's own extension `cube`; let the database's owner run CREATE EXTENSION cube "
             "(where it is not available: install postgresql-contrib), then migrate again"
         )
         raise RuntimeError(message) from error
+
+
+def _drop_extension() -> None:
+    """Drop `cube`, if we made it and nothing else uses it."""
+    if not migrating.is_extension_made("cube"):
+        migrating.remains("extension cube: it was there before, as far as is noted")
+        return
+    try:
+        with op.get_bind().begin_nested():
+            op.execute("DROP EXTENSION cube")
+    except (sa.exc.InternalError, sa.exc.ProgrammingError) as error:
+        migrating.remains(f"extension cube: {str(error.orig).splitlines()[0]}")
 
 
 def _drop_triggers() -> None:

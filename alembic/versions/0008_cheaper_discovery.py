@@ -18,16 +18,14 @@ FRACTION = "('x' || left(id::text, 4))::bit(16)::integer / 65536.0::float8"
 KEY = f"""
     CREATE OR REPLACE FUNCTION after_hours_key(
         id uuid, latitude float8, longitude float8, gender text, age integer, seeking text
-    ) RETURNS cube IMMUTABLE PARALLEL SAFE LANGUAGE sql AS $$
-        SELECT cube(
-            cube(ARRAY[
-                6371008.8 * cosd(latitude) * cosd(longitude),
-                6371008.8 * cosd(latitude) * sind(longitude),
-                6371008.8 * sind(latitude),
-                4 * after_hours_gender(gender) + after_hours_seeking(seeking) + {FRACTION}]),
-            coalesce(age, 18) + {FRACTION},
-            coalesce(age, 99) + {FRACTION})
-    $$
+    ) RETURNS cube IMMUTABLE PARALLEL SAFE RETURN cube(
+        cube(ARRAY[
+            6371008.8 * cosd(latitude) * cosd(longitude),
+            6371008.8 * cosd(latitude) * sind(longitude),
+            6371008.8 * sind(latitude),
+            4 * after_hours_gender(gender) + after_hours_seeking(seeking) + {FRACTION}]),
+        coalesce(age, 18) + {FRACTION},
+        coalesce(age, 99) + {FRACTION})
 """
 
 

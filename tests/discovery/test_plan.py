@@ -25,7 +25,7 @@ def test_the_plan_that_is_kept_reads_the_index(
         plan = "\n".join(line for (line,) in run(statement, f"{queries._AS_WRITTEN} EXPLAIN", **parameters))
         with cursor() as opened:
             opened.execute(
-                "SELECT sum(custom_plans) FROM pg_prepared_statements WHERE statement LIKE '%discovery_wish @>%'"
+                "SELECT sum(custom_plans) FROM pg_prepared_statements WHERE statement LIKE '%(discovery_wish, %'"
             )
             assert opened.fetchall() == [(0,)]
     assert "Index Scan using idx_after_hours_sessions_nearest" in plan

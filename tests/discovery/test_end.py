@@ -1,0 +1,80 @@
+"""What discovery finds a session by is gone with its end, whoever ends it, and whatever keeps the row."""
+
+import contextlib
+import os
+from collections.abc import Callable
+
+import psycopg2
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from flask_migrate import downgrade, upgrade
+
+from afterhours_service import create_app
+from afterhours_service.extensions import db
+from afterhours_service.sessions import service
+from tests.conftest import make_settings
+from tests.discovery.conftest import API, Live, prefer
+from tests.factories import Factory, bearer
+from tests.test_migrations import NODE, NODE_DATA
+
+STATES = """
+    SELECT DISTINCT ended_at IS NULL AS live, discovery_key IS NOT NULL AS key, discovery_wish IS NOT NULL AS wish
+    FROM after_hours_sessions ORDER BY live
+"""
+
+
+def end_by_member(app: Flask, factory: Factory, member: str) -> None:
+    assert app.test_client().post(f"{API}/session/end", headers=bearer(member)).status_code == 200
+
+
+def end_by_node_service(app: Flask, factory: Factory, member: str) -> None:
+    factory.execute("UPDATE after_hours_sessions SET ended_at = now() WHERE user_id = %s", member)
+
+
+def end_by_expiry(app: Flask, factory: Factory, member: str) -> None:
+    factory.travel(3600)
+    with app.app_context():
+        service.reconcile()
+
+
+@pytest.mark.parametrize("end", [end_by_member, end_by_node_service, end_by_expiry])
+def test_key_and_wish_go_with_the_end_and_do_not_come_back(
+    app: Flask, factory: Factory, live: Live, end: Callable[[Flask, Factory, str], None]
+) -> None:
+    member = live()
+    assert factory.execute(STATES) == [(True, True, True)]
+    end(app, factory, member)
+    assert factory.execute(STATES) == [(False, False, False)]
+    prefer(factory, member, min_age=40)
+    factory.execute("UPDATE after_hours_sessions SET discovery_key = '(1,2,3)', fuzzed_latitude = 1")
+    assert factory.execute(STATES) == [(False, False, False)]
+
+
+def test_an_erasure_leaves_no_place_in_a_session_that_a_match_keeps(
+    client: FlaskClient, factory: Factory, live: Live
+) -> None:
+    factory.execute("CREATE TABLE after_hours_matches (session_id uuid REFERENCES after_hours_sessions)")
+    member = live()
+    factory.execute("INSERT INTO after_hours_matches SELECT id FROM after_hours_sessions")
+    assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+    assert factory.execute(STATES) == [(False, False, False)]
+
+
+def test_the_migration_erases_those_of_the_past_and_no_others(make_database: Callable[..., str]) -> None:
+    url = make_database(None)
+    app = create_app(make_settings(url, os.environ["TEST_REDIS_URL"]))
+    with contextlib.closing(psycopg2.connect(url)) as connection, app.app_context():
+        connection.autocommit = True
+        sql = Factory(connection)
+        sql.execute(NODE + NODE_DATA)
+        upgrade(revision="0010")
+        sql.execute("UPDATE after_hours_sessions SET ended_at = expires_at WHERE user_id = 'u2'")
+        assert (False, True, True) in sql.execute(STATES)
+        upgrade()
+        assert sql.execute(STATES) == [(False, False, False), (True, True, True)]
+        downgrade(revision="0010")
+        sql.execute("UPDATE after_hours_sessions SET ended_at = expires_at WHERE user_id = 'u1'")
+        assert (False, True, True) in sql.execute(STATES)
+        assert sql.execute("SELECT latitude FROM after_hours_sessions WHERE user_id = 'u1'") == [(None,)]
+        db.engine.dispose()
