@@ -3,8 +3,10 @@
 import pkgutil
 from importlib import import_module
 
+from alembic.util import CommandError
 from flask import current_app, has_app_context
-from sqlalchemy import text
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 import afterhours_service
 from afterhours_service import create_app
@@ -24,10 +26,18 @@ def is_ours(_object: object, name: str | None, kind: str, _reflected: bool, comp
     return not (_reflected and compared_with is None)
 
 
+def connect() -> Connection:
+    """Connect to the database. Raises CommandError, which both commands show as a sentence."""
+    try:
+        return db.engine.connect()
+    except OperationalError as error:
+        raise CommandError(str(error.orig).splitlines()[0]) from error
+
+
 def run() -> None:
     """Migrate, each migration in its own transaction."""
     lock_timeout = context.get_x_argument(as_dictionary=True).get("lock_timeout", LOCK_TIMEOUT)
-    with db.engine.connect() as connection:
+    with connect() as connection:
         connection.execute(text("SELECT set_config('lock_timeout', :timeout, false)"), {"timeout": lock_timeout})
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SET idle_in_transaction_session_timeout = 0"))

@@ -12,9 +12,9 @@ class ChangesSchema(CamelCaseSchema):
     """Preferences to be set; what is left out is kept, or gets its default."""
 
     seeking_gender = SafeString(validate=validate.OneOf(rules.GENDERS))
-    max_distance_km = StrictInteger( validate=validate.Range(1, rules.MAX_DISTANCE_KM))
-    min_age = StrictInteger( validate=_AGE)
-    max_age = StrictInteger( validate=_AGE)
+    max_distance_km = StrictInteger(validate=validate.Range(1, rules.MAX_DISTANCE_KM))
+    min_age = StrictInteger(validate=_AGE)
+    max_age = StrictInteger(validate=_AGE)
     sexual_orientation = SafeString(allow_none=True, validate=validate.OneOf(rules.ORIENTATIONS))
 
 

@@ -80,7 +80,7 @@ def test_a_limit_is_from_one_to_fifty(client: FlaskClient, live: Live, limit: st
 
 @pytest.mark.parametrize("limit", ["2", "2.0"])
 def test_a_limit_is_a_whole_number_however_it_is_written(client: FlaskClient, live: Live, limit: str) -> None:
-    me = [live() for _ in range(4)][0]
+    me, *_ = [live() for _ in range(4)]
     assert len(look(client, me, limit=limit)["members"]) == 2
 
 

@@ -108,7 +108,8 @@ def test_ages_are_checked_against_the_stored_ones(client: FlaskClient, factory: 
     "body",
     [
         {"seekingGender": "Women"}, {"seekingGender": None}, {"seekingGender": 1}, {"maxDistanceKm": 0},
-        {"maxDistanceKm": 201}, {"maxDistanceKm": "10"}, {"maxDistanceKm": 10.5}, {"maxAge": "40"}, {"minAge": float("inf")}, {"maxDistanceKm": True},
+        {"maxDistanceKm": 201}, {"maxDistanceKm": "10"}, {"maxDistanceKm": 10.5}, {"maxDistanceKm": True},
+        {"maxAge": "40"}, {"minAge": float("inf")},
         {"minAge": 17}, {"maxAge": 100}, {"minAge": None}, {"sexualOrientation": "straight"}, {"userId": "me"},
         {"minAge": 50, "maxAge": 40},
     ],

@@ -19,7 +19,8 @@ LEFT_OUT = object()
 INFINITY, NAN = float("inf"), float("nan")
 
 NOT_MINUTES: list[Any] = [
-    LEFT_OUT, None, "15", "", True, False, 15.5, 14.999999999999998, 0, -15, 1, 14, 16, 45, 61, 90, 10**400, NAN, INFINITY, [15], {},
+    LEFT_OUT, None, "15", "", True, False, 15.5, 14.999999999999998, 0,
+    -15, 1, 14, 16, 45, 61, 90, 10**400, NAN, INFINITY, [15], {},
 ]  # fmt: skip
 NOT_A_NUMBER: list[Any] = [
     LEFT_OUT, None, "52.52", "", "NaN", True, False, NAN, INFINITY, -INFINITY, 10**400, -(10**400), [52.52], {},
