@@ -166,7 +166,7 @@ def test_the_roles_that_compose_makes_are_enough_to_migrate_and_to_serve(
         "OWNER_PASSWORD": "the-owner's",
         "SERVICE_PASSWORD": "the-service's",
     }
-    run(str(ROOT / "deploy/postgres/roles.sh"), **environ)
+    run(str(ROOT / "deploy/postgres/roles.sh"), cwd=ROOT, **environ)
     try:
         owner, service = (
             url.set(username=role, password=environ[f"{name}_PASSWORD"]).render_as_string(hide_password=False)
@@ -196,7 +196,7 @@ def test_the_roles_that_compose_makes_are_enough_to_migrate_and_to_serve(
 
 
 @pytest.fixture
-def guarded(own_valkey: OwnValkey, tmp_path: Path) -> Iterator[Callable[[str, str], Redis]]:
+def guarded(own_valkey: OwnValkey, tmp_path: Path) -> Iterator[Callable[[str, str], Any]]:
     """Return what logs in to a Valkey that has the users of deploy/valkey/users.acl, and no other."""
     shutil.copytree(ROOT / "deploy/valkey", tmp_path / "valkey")
     path = tmp_path / "docker-entrypoint.sh"  # that of Valkey's image
@@ -219,9 +219,8 @@ def guarded(own_valkey: OwnValkey, tmp_path: Path) -> Iterator[Callable[[str, st
             _, *rules = line.split()
             assert admin.execute_command("ACL", "SETUSER", *rules)
 
-        def login(user: str, password: str) -> Redis:
-            client: Redis = Redis.from_url(own_valkey.url, username=user, password=password)
-            return stack.enter_context(client)
+        def login(user: str, password: str) -> Any:
+            return stack.enter_context(Redis.from_url(own_valkey.url, username=user, password=password))
 
         yield login
         # Nothing that was asked was refused in silence, but what a test has asked on purpose.
