@@ -17,6 +17,7 @@ from afterhours_service.schemas import is_storable
 logger = get_logger(__name__)
 
 MEMBER_ID_LENGTH = 255
+NOT_BEFORE_LEEWAY_SECONDS = 10  # the host's clock may be ahead of ours; it never lengthens a token's life
 TOKEN_FAILURES = (errors.AuthRequired, errors.TokenExpired, errors.TokenInvalid)
 FAILURES = (
     *TOKEN_FAILURES,
@@ -85,13 +86,24 @@ def member_of(authorization: str | None, settings: Settings) -> str:
             algorithms=[settings.jwt_algorithm],
             issuer=settings.jwt_issuer,
             audience=settings.jwt_audience,
-            # iat is no promise about time, and the host's clock may be a second ahead of ours.
-            options={"require": ["exp"], "verify_aud": settings.jwt_audience is not None, "verify_iat": False},
+            options={
+                "require": ["exp"],
+                "verify_aud": settings.jwt_audience is not None,
+                # iat is no promise about time. sub and jti are none of our business beside a good userId: hosts number
+                # their members and tokens, and PyJWT takes only text. nbf is checked below, with a leeway of its own.
+                "verify_iat": False,
+                "verify_sub": False,
+                "verify_jti": False,
+                "verify_nbf": False,
+            },
         )
+        premature = claims.get("nbf") is not None and int(claims["nbf"]) > time.time() + NOT_BEFORE_LEEWAY_SECONDS
     except jwt.ExpiredSignatureError as error:
         raise errors.TokenExpired from error
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:  # odd claims and headers
         raise errors.TokenInvalid from error
+    if premature:
+        raise errors.TokenInvalid
     member_id = claims.get("userId", claims.get("sub"))
     if not isinstance(member_id, str) or not 1 <= len(member_id) <= MEMBER_ID_LENGTH or not is_storable(member_id):
         raise errors.TokenInvalid

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 import click
-from flask.cli import AppGroup
 
 from afterhours_service import access, console, health, monitoring
 from afterhours_service.cleanup.cli import cleanup
@@ -12,7 +11,7 @@ from afterhours_service.extensions import current_settings
 from afterhours_service.members.cli import members
 from afterhours_service.sessions.cli import reconcile, sessions, timers
 
-after_hours = AppGroup("after-hours", help="Look after the sessions.")
+after_hours = console.Commands("after-hours", help="Look after the sessions.")
 for _command in (cleanup, members, reconcile, sessions, timers):
     after_hours.add_command(_command)
 
@@ -61,7 +60,7 @@ def check(context: click.Context) -> None:
 
 
 @after_hours.command("token")
-@click.argument("user")
+@console.member
 @click.option("--seconds", type=click.IntRange(min=1), default=3600, show_default=True, help="How long it is good for.")
 def token(user: str, seconds: int) -> None:
     """Write a token for USER, as the host's auth service would; in development only."""

@@ -1,16 +1,89 @@
-"""How commands speak: tables for people, JSON for machines."""
+"""How commands speak: tables for people, JSON for machines, and a sentence for whatever goes wrong."""
 
+import errno
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import click
+from flask.cli import AppGroup
+from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004 - the names that redis-py gave them
+from sqlalchemy.exc import SQLAlchemyError
 
-from afterhours_service.schemas import isoformat
+from afterhours_service import errors
+from afterhours_service.extensions import db
+from afterhours_service.log import get_logger
+from afterhours_service.schemas import is_storable, isoformat
+from afterhours_service.storage import StorageUnavailable
 
+logger = get_logger(__name__)
+
+
+class Commands(AppGroup):
+    """A group whose commands, and those of the groups in it, never end in a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Raises ClickException, which click shows as `Error: …` and exit code 1, for any failure."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, EOFError):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head`; click knows what to do
+                raise
+            logger.debug("command failed", exc_info=error)
+            raise click.ClickException(explain(error)) from error
+
+
+def explain(error: Exception) -> str:
+    """Say in one line what went wrong."""
+    match error:
+        case errors.AppError():
+            text = error.__doc__ or error.code
+        case SQLAlchemyError():
+            text = _explain_database(error)
+        case StorageUnavailable():
+            text = f"The photos' storage cannot be reached: {_first_line(error)}"
+        case ConnectionError() | TimeoutError():
+            text = f"Redis cannot be reached: {_first_line(error)}"
+        case RedisError():
+            text = f"Redis refused: {_first_line(error)}"
+        case OSError():
+            text = f"{error.filename or 'The system'}: {error.strerror}"
+        case _:
+            text = f"Something went wrong on our side ({type(error).__name__}); LOG_LEVEL=DEBUG shows where."
+    return text
+
+
+def _explain_database(error: SQLAlchemyError) -> str:
+    """Say what the database said; never the detail of a statement, which may tell where a member is."""
+    cause = getattr(error, "orig", None) or error
+    if errors.is_database_away(error):
+        return f"The database cannot serve now: {_first_line(cause)}"
+    code = getattr(cause, "pgcode", None)
+    return f"The database refused: {type(cause).__name__}{f' ({code})' if code else ''}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _is_storable_id(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if not value or not is_storable(value):
+        raise click.BadParameter("not a member's id")
+    return value
+
+
+member = click.argument("user", callback=_is_storable_id)
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON, for machines.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def confirm(question: str) -> None:
+    """Ask, on standard error, so that what is written can be piped. Raises Abort unless the answer is yes."""
+    db.session.rollback()  # an open transaction would be cut off before somebody slow has answered
+    click.confirm(question, abort=True, err=True)
 
 
 def write_json(value: Any) -> None:

@@ -1,5 +1,6 @@
 """What every schema shares: camelCase names, unknown fields refused, the envelope, and strict fields."""
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar, NoReturn, TypeVar
@@ -11,6 +12,8 @@ from marshmallow import fields
 from webargs.flaskparser import FlaskParser
 
 from afterhours_service.errors import AppError, ValidationFailed
+
+_NUMERAL = re.compile(r"(-?[0-9]{1,18})(?:\.0{1,18})?")
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -99,6 +102,24 @@ class StrictFloat(fields.Float):
         if not isinstance(value, int | float):
             raise self.make_error("invalid", input=value)
         return super()._validated(value)
+
+
+class StrictInteger(fields.Integer):
+    """A whole JSON number, also one written as 50.0; a numeral in a string is none, nor is true."""
+
+    def _validated(self, value: Any) -> int:
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if not whole:
+            raise self.make_error("invalid", input=value)
+        return super()._validated(value)
+
+
+class QueryInteger(StrictInteger):
+    """A whole number in a query, where everything is text: ASCII digits, as 50 or 50.0."""
+
+    def _validated(self, value: Any) -> int:
+        numeral = _NUMERAL.fullmatch(value) if isinstance(value, str) else None
+        return super()._validated(int(numeral[1]) if numeral else None)
 
 
 class SafeString(fields.String):

@@ -5,8 +5,10 @@ import pkgutil
 import time
 from importlib import import_module
 
+from alembic.util import CommandError
 from flask import current_app, has_app_context
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 import afterhours_service
 from afterhours_service import create_app
@@ -59,10 +61,18 @@ def find_cube(connection: Connection) -> None:
     connection.commit()
 
 
+def connect() -> Connection:
+    """Connect to the database. Raises CommandError, which both commands show as a sentence."""
+    try:
+        return db.engine.connect()
+    except OperationalError as error:
+        raise CommandError(str(error.orig).splitlines()[0]) from error
+
+
 def run() -> None:
     """Migrate, each migration in its own transaction; one process at a time."""
     lock_timeout = context.get_x_argument(as_dictionary=True).get("lock_timeout", LOCK_TIMEOUT)
-    with db.engine.connect() as connection:
+    with connect() as connection:
         try:
             migrate(connection, lock_timeout)
         finally:

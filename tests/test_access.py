@@ -161,10 +161,37 @@ def test_an_expired_token_of_another_key_is_invalid_not_expired() -> None:
         ({"userId": "Zoë 👋"}, "Zoë 👋"),
         ({"userId": "ahead", "iat": NEXT_YEAR}, "ahead"),  # the host's clock is no reason to refuse
         ({"userId": "audience unasked for", "aud": "someone"}, "audience unasked for"),
+        # What is none of our business beside a good userId may be of any type; hosts number their members and tokens.
+        *(
+            ({"userId": f"odd {claim}", claim: odd}, f"odd {claim}")
+            for claim in ("sub", "jti", "iss", "aud", "iat")
+            for odd in (7, None, True, 1.5, ["a"], {"a": 1}, "")
+        ),
+        ({"sub": "numbered token", "jti": 7}, "numbered token"),
+        ({"userId": "no start", "nbf": None}, "no start"),
     ],
 )
 def test_the_member_is_the_claim_user_id_or_sub(given_claims: dict[str, Any], member: str) -> None:
     assert member_of(f"Bearer {forge({'exp': NEXT_YEAR, **given_claims})}", HS256) == member
+
+
+@pytest.mark.parametrize(
+    ("ahead", "good"),
+    [(-NEXT_YEAR, True), (-1, True), (1, True), (1.5, True), (5, True), (60, False), (60.5, False), (86400, False)],
+)
+def test_a_token_may_begin_a_moment_ahead_of_our_clock(ahead: float, good: bool) -> None:
+    header = f"Bearer {forge(claims(nbf=time.time() + ahead if ahead % 1 else int(time.time()) + ahead))}"
+    if good:
+        assert member_of(header, HS256) == "m"
+    else:
+        with pytest.raises(errors.TokenInvalid):
+            member_of(header, HS256)
+
+
+def test_the_leeway_lengthens_no_tokens_life() -> None:
+    begins_late = {"exp": int(time.time()), "nbf": int(time.time()) + 1}
+    with pytest.raises(errors.TokenExpired):
+        member_of(f"Bearer {forge(claims(**begins_late))}", HS256)
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,17 @@ from afterhours_service.runs import recorded
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only count what would be ended and deleted.")
+@console.yes
 @console.as_json
 @with_appcontext
-def cleanup(dry_run: bool, as_json: bool) -> None:
+def cleanup(dry_run: bool, yes: bool, as_json: bool) -> None:
     """End overdue sessions and delete what has served its time."""
     pending = service.pending()
     if dry_run:
         _print(pending, "would be worked off", as_json)
         return
+    if not yes:
+        console.confirm(f"End and delete {sum(pending.values())} rows and photos, as listed by --dry-run?")
     with click.progressbar(
         length=sum(pending.values()), label="cleaning up", hidden=not sys.stderr.isatty(), file=sys.stderr
     ) as bar:

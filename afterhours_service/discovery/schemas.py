@@ -2,13 +2,13 @@
 
 from marshmallow import fields, validate
 
-from afterhours_service.schemas import CamelCaseSchema, SafeString, UtcDateTime, envelope
+from afterhours_service.schemas import CamelCaseSchema, QueryInteger, SafeString, UtcDateTime, envelope
 
 
 class NearbyQuery(CamelCaseSchema):
     """Which page of members, and how long."""
 
-    limit = fields.Integer(load_default=20, validate=validate.Range(1, 50))
+    limit = QueryInteger(load_default=20, validate=validate.Range(1, 50))
     cursor = SafeString(load_default=None, validate=validate.Length(1, 500))
 
 

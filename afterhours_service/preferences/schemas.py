@@ -3,7 +3,7 @@
 from marshmallow import fields, validate
 
 from afterhours_service.preferences import rules
-from afterhours_service.schemas import CamelCaseSchema, SafeString, UtcDateTime, envelope
+from afterhours_service.schemas import CamelCaseSchema, SafeString, StrictInteger, UtcDateTime, envelope
 
 _AGE = validate.Range(rules.MIN_AGE, rules.MAX_AGE)
 
@@ -12,9 +12,9 @@ class ChangesSchema(CamelCaseSchema):
     """Preferences to be set; what is left out is kept, or gets its default."""
 
     seeking_gender = SafeString(validate=validate.OneOf(rules.GENDERS))
-    max_distance_km = fields.Integer(strict=True, validate=validate.Range(1, rules.MAX_DISTANCE_KM))
-    min_age = fields.Integer(strict=True, validate=_AGE)
-    max_age = fields.Integer(strict=True, validate=_AGE)
+    max_distance_km = StrictInteger(validate=validate.Range(1, rules.MAX_DISTANCE_KM))
+    min_age = StrictInteger(validate=_AGE)
+    max_age = StrictInteger(validate=_AGE)
     sexual_orientation = SafeString(allow_none=True, validate=validate.OneOf(rules.ORIENTATIONS))
 
 

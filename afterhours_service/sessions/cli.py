@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 from flask.cli import AppGroup, with_appcontext
-from redis.exceptions import RedisError
 
 from afterhours_service import console
 from afterhours_service.errors import NoActiveSession
@@ -37,7 +36,7 @@ def list_sessions(limit: int, as_json: bool) -> None:
 
 
 @sessions.command("show")
-@click.argument("user")
+@console.member
 @console.as_json
 def show_session(user: str, as_json: bool) -> None:
     """Show the active session of USER; never where it is."""
@@ -48,7 +47,7 @@ def show_session(user: str, as_json: bool) -> None:
 
 
 @sessions.command("extend")
-@click.argument("user")
+@console.member
 @click.argument("minutes", type=click.Choice([str(minutes) for minutes in rules.DURATIONS_MINUTES]))
 @console.as_json
 def extend_session(user: str, minutes: str, as_json: bool) -> None:
@@ -61,14 +60,14 @@ def extend_session(user: str, minutes: str, as_json: bool) -> None:
 
 
 @sessions.command("end")
-@click.argument("user")
+@console.member
 @console.yes
 def end_session(user: str, yes: bool) -> None:
     """End the active session of USER now."""
     if service.status(user) is None:
         raise _none_active(user)
     if not yes:
-        click.confirm(f"End the session of {user}?", abort=True)
+        console.confirm(f"End the session of {user}?")
     try:
         session = service.end(user, reason="operator")
     except NoActiveSession as error:
@@ -81,10 +80,7 @@ def end_session(user: str, yes: bool) -> None:
 @with_appcontext
 def reconcile(as_json: bool) -> None:
     """Do now what is done every minute: end what is overdue, arm the timers that Redis lacks."""
-    try:
-        counts = service.reconcile()
-    except RedisError as error:
-        raise click.ClickException(f"Redis is away: {type(error).__name__}") from error
+    counts = service.reconcile()
     (console.write_json if as_json else console.write_facts)(counts)
 
 
@@ -99,10 +95,7 @@ def timers(limit: int, as_json: bool) -> None:
 
     A missing one is armed within a minute, or by `reconcile`. One too many does no harm.
     """
-    try:
-        found = deadlines.compare()
-    except RedisError as error:
-        raise click.ClickException(f"Redis is away: {type(error).__name__}") from error
+    found = deadlines.compare()
     counts = {**found._asdict(), "missing": len(found.missing)}
     if as_json:
         console.write_json({**counts, "missingSeconds": found.missing[:limit]})

@@ -2,7 +2,7 @@
 
 from marshmallow import fields, validate
 
-from afterhours_service.schemas import CamelCaseSchema, SafeString, StrictFloat, UtcDateTime, envelope
+from afterhours_service.schemas import CamelCaseSchema, SafeString, StrictFloat, StrictInteger, UtcDateTime, envelope
 from afterhours_service.sessions.rules import DURATIONS_MINUTES
 
 _MINUTES = validate.OneOf(DURATIONS_MINUTES, error="Must be 15, 30 or 60.")
@@ -20,7 +20,7 @@ class DeviceSchema(CamelCaseSchema):
 class StartSchema(CamelCaseSchema):
     """A wish to go live: how long, and where."""
 
-    duration = fields.Integer(required=True, strict=True, validate=_MINUTES, metadata=_IN_MINUTES)
+    duration = StrictInteger(required=True, validate=_MINUTES, metadata=_IN_MINUTES)
     latitude = StrictFloat(
         required=True, validate=validate.Range(-90, 90), metadata={"description": "degrees", "examples": [52.52]}
     )
@@ -33,7 +33,7 @@ class StartSchema(CamelCaseSchema):
 class ExtendSchema(CamelCaseSchema):
     """A wish to stay longer."""
 
-    additional_minutes = fields.Integer(required=True, strict=True, validate=_MINUTES, metadata=_IN_MINUTES)
+    additional_minutes = StrictInteger(required=True, validate=_MINUTES, metadata=_IN_MINUTES)
 
 
 class StartedSchema(CamelCaseSchema):

@@ -73,9 +73,15 @@ def test_a_tampered_cursor_is_refused(client: FlaskClient, live: Live) -> None:
         assert refused(client, me, cursor=wrong) == ["cursor"]
 
 
-@pytest.mark.parametrize("limit", ["0", "51", "-1", "2.5", "many", ""])
+@pytest.mark.parametrize("limit", ["0", "51", "-1", "2.5", "many", "", " 2", "1_0", "٢", "true", "9" * 5000])
 def test_a_limit_is_from_one_to_fifty(client: FlaskClient, live: Live, limit: str) -> None:
     assert refused(client, live(), limit=limit) == ["limit"]
+
+
+@pytest.mark.parametrize("limit", ["2", "2.0"])
+def test_a_limit_is_a_whole_number_however_it_is_written(client: FlaskClient, live: Live, limit: str) -> None:
+    me, *_ = [live() for _ in range(4)]
+    assert len(look(client, me, limit=limit)["members"]) == 2
 
 
 def test_unknown_parameters_are_refused(client: FlaskClient, live: Live) -> None:

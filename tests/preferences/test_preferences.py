@@ -87,6 +87,14 @@ def test_patch_without_preferences_is_refused(client: FlaskClient, factory: Fact
     assert (answer.status_code, answer.json["code"]) == (404, "PREFERENCES_NOT_FOUND")
 
 
+def test_whole_numbers_may_be_written_with_a_point(client: FlaskClient, factory: Factory) -> None:
+    body = {"maxDistanceKm": 50.0, "minAge": 20.0, "maxAge": 40.0}
+    made = client.post(URL, json=body, headers=bearer(factory.member()))
+    assert made.status_code == 201
+    assert '"maxDistanceKm":50,' in made.text.replace(" ", "")
+    assert {name: made.json["preferences"][name] for name in body} == body
+
+
 def test_ages_are_checked_against_the_stored_ones(client: FlaskClient, factory: Factory) -> None:
     member = factory.member()
     client.post(URL, json={"minAge": 30, "maxAge": 40}, headers=bearer(member))
@@ -100,7 +108,8 @@ def test_ages_are_checked_against_the_stored_ones(client: FlaskClient, factory: 
     "body",
     [
         {"seekingGender": "Women"}, {"seekingGender": None}, {"seekingGender": 1}, {"maxDistanceKm": 0},
-        {"maxDistanceKm": 201}, {"maxDistanceKm": "10"}, {"maxDistanceKm": 10.0}, {"maxDistanceKm": True},
+        {"maxDistanceKm": 201}, {"maxDistanceKm": "10"}, {"maxDistanceKm": 10.5}, {"maxDistanceKm": True},
+        {"maxAge": "40"}, {"minAge": float("inf")},
         {"minAge": 17}, {"maxAge": 100}, {"minAge": None}, {"sexualOrientation": "straight"}, {"userId": "me"},
         {"minAge": 50, "maxAge": 40},
     ],

@@ -19,7 +19,8 @@ LEFT_OUT = object()
 INFINITY, NAN = float("inf"), float("nan")
 
 NOT_MINUTES: list[Any] = [
-    LEFT_OUT, None, "15", "", True, False, 15.0, 15.5, 0, -15, 1, 14, 16, 45, 61, 90, 10**400, NAN, INFINITY, [15], {},
+    LEFT_OUT, None, "15", "", True, False, 15.5, 14.999999999999998, 0,
+    -15, 1, 14, 16, 45, 61, 90, 10**400, NAN, INFINITY, [15], {},
 ]  # fmt: skip
 NOT_A_NUMBER: list[Any] = [
     LEFT_OUT, None, "52.52", "", "NaN", True, False, NAN, INFINITY, -INFINITY, 10**400, -(10**400), [52.52], {},
@@ -115,6 +116,20 @@ def test_no_malformed_extension_gets_through(client: FlaskClient, factory: Facto
         with subtests.test(case.id):
             assert refusal(client.post(f"{API}/extend", json=body, headers=bearer(member))) == [field]
     assert factory.sessions(member) == before
+
+
+@pytest.mark.parametrize("numeral", ["15", "15.0", "1.5e1", "150e-1"])
+def test_a_whole_number_may_be_written_with_a_point(client: FlaskClient, factory: Factory, numeral: str) -> None:
+    headers = bearer(factory.member()) | {"Content-Type": "application/json"}
+    body = json.dumps({**GOOD, "duration": 0}).replace('"duration": 0', f'"duration": {numeral}')
+    started = client.post(f"{API}/start", data=body, headers=headers)
+    assert started.status_code == 201, started.text
+    assert '"durationMinutes":15,' in started.text.replace(" ", "")
+    extended = client.post(f"{API}/extend", data=f'{{"additionalMinutes": {numeral}}}', headers=headers)
+    assert extended.status_code == 200, extended.text
+    assert extended.json["session"]["extendedByMinutes"] == 15
+    refused = client.post(f"{API}/extend", data='{"additionalMinutes": 1e400}', headers=headers)
+    assert refusal(refused) == ["additionalMinutes"]
 
 
 @pytest.mark.parametrize("route", ["start", "extend"])

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Run once by PostgreSQL's image, when its volume is empty. Makes two roles that are no superusers: the owner, who
+# migrates and grants, and the one that the service runs as, which may do what deploy/grants.sql says and nothing else.
+set -e
+psql --no-psqlrc --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" <<'SQL'
+\getenv owner_password OWNER_PASSWORD
+\getenv service_password SERVICE_PASSWORD
+\getenv database POSTGRES_DB
+CREATE ROLE after_hours_owner LOGIN PASSWORD :'owner_password';
+CREATE ROLE after_hours LOGIN PASSWORD :'service_password';
+ALTER DATABASE :"database" OWNER TO after_hours_owner;
+REVOKE ALL ON DATABASE :"database" FROM PUBLIC;
+GRANT CONNECT ON DATABASE :"database" TO after_hours;
+SQL
