@@ -1,10 +1,13 @@
 """What is in deploy/ stays true: the image has all that its processes need, and the checkers find nothing."""
 
+import configparser
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
@@ -91,3 +94,25 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("hadolint"), reason="no hadolint here")
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     run("hadolint", str(DOCKERFILE))
+
+
+def test_what_is_under_the_lgpl_or_gpl_is_listed() -> None:
+    listed = (ROOT / "docs/licences.md").read_text()
+    required = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    found = set()
+    for name in required:
+        with contextlib.suppress(PackageNotFoundError):  # for another platform
+            about = metadata(name)
+            said = [about.get("License") or "", about.get("License-Expression") or "", *about.get_all("Classifier", [])]
+            if any("GPL" in line[:60] or "General Public License" in line for line in said):
+                found.add(name)
+    assert {"psycopg2-binary", "pyvips-binary"} <= found
+    assert [name for name in found if f"`{name}`" not in listed] == []
+
+
+def test_heic_is_an_extra() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert "heif" not in setup["options"]["install_requires"]
+    assert "pillow-heif" in setup["options.extras_require"]["heic"]
+    assert "uninstall --yes pillow-heif" in DOCKERFILE.read_text()
