@@ -103,7 +103,8 @@ def test_what_is_under_the_lgpl_or_gpl_is_listed() -> None:
     for name in required:
         with contextlib.suppress(PackageNotFoundError):  # for another platform
             about = metadata(name)
-            said = [about.get("License") or "", about.get("License-Expression") or "", *about.get_all("Classifier", [])]
+            fields = ("License", "License-Expression", "Classifier")
+            said = [line for field in fields for line in about.get_all(field, [])]
             if any("GPL" in line[:60] or "General Public License" in line for line in said):
                 found.add(name)
     assert {"psycopg2-binary", "pyvips-binary"} <= found

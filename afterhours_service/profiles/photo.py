@@ -96,7 +96,7 @@ def url(key: str | None) -> str | None:
 
     The Node service may have written an empty key where there is no photo.
     """
-    if not key or key.isspace():
+    if not key:
         return None
     try:
         return current_storage().url(key)
