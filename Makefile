@@ -53,8 +53,8 @@ audit: install ## ask PyPI whether a pinned dependency has a known vulnerability
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt
 
 lock: ## pin the ranges of setup.cfg to exact versions, with hashes
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes setup.cfg -o requirements.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra embedded --extra dev -c requirements.txt setup.cfg -o requirements-dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra heic setup.cfg -o requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra heic --extra embedded --extra dev -c requirements.txt setup.cfg -o requirements-dev.txt
 
 clean: ## forget the demo's state and the virtual environment
 	rm -rf .state .venv

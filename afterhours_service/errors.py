@@ -176,6 +176,12 @@ class InvalidImage(AppError):
     example: ClassVar = {"detail": "The picture is damaged or incomplete."}
 
 
+class PhotoNotAllowed(AppError):
+    """This photo is not allowed here."""
+
+    status, code = HTTPStatus.FORBIDDEN, "PHOTO_NOT_ALLOWED"
+
+
 class FileTooLarge(AppError):
     """The file is larger than 10 MB."""
 

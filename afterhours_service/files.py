@@ -1,5 +1,8 @@
 """Photos of the folder storage, for whoever holds a signed link; outside the gate, as a bucket would be."""
 
+from hashlib import sha256
+from io import BytesIO
+
 from flask import Blueprint, Response, request, send_file
 
 from afterhours_service import errors
@@ -18,9 +21,11 @@ def get_photo(key: str) -> Response:
         raise errors.NotFound
     try:
         path, content_type = storage.open(key, request.args.get("expires", ""), request.args.get("signature", ""))
+        data = path.read_bytes()
     except (LinkInvalid, FileNotFoundError, ValueError) as error:
         raise errors.NotFound from error
-    response = send_file(path, content_type, conditional=True)
+    # Not the file itself: its ETag and Last-Modified would tell when the member was here.
+    response = send_file(BytesIO(data), content_type, conditional=True, etag=sha256(data).hexdigest())
     response.headers["Cache-Control"] = "private, max-age=3600"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -3,17 +3,19 @@
 Keys are what the database holds; URLs are made when asked for, and expire.
 """
 
+import errno
 import mimetypes
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 from urllib.parse import quote
 
 from flask import Flask, current_app
@@ -23,6 +25,9 @@ from afterhours_service.config import Settings
 
 PAGE = 1000
 """Most objects in one page of a listing."""
+
+_PUT_ATTEMPTS = 20
+"""How often a folder may be removed, for being empty, just before something is stored in it."""
 
 
 class StorageUnavailable(Exception):
@@ -52,6 +57,9 @@ class Storage(Protocol):
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that do not exist are deleted already. Raises `StorageUnavailable`."""
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete every object whose key begins with `folder` and a slash. Raises `StorageUnavailable`."""
 
     def url(self, key: str) -> str:
         """Return an address where anyone can read the object until it expires. Talks to nobody."""
@@ -85,10 +93,16 @@ def current_storage() -> Storage:
 def check_key(key: str) -> None:
     """Raise `ValueError` unless every part of the key is a plain file name.
 
-    That is: not empty, at most 255 bytes, printable, without a backslash, and not beginning with a dot.
+    That is: not blank, at most 255 bytes, printable, without a backslash, and not beginning with a dot.
     """
     for part in key.split("/"):
-        if not part or part.startswith(".") or "\\" in part or not part.isprintable() or len(part.encode()) > 255:
+        if (
+            not part.strip()
+            or part.startswith(".")
+            or "\\" in part
+            or not part.isprintable()
+            or len(part.encode()) > 255
+        ):
             raise ValueError(f"not a key of an object: {key!r}")
 
 
@@ -111,15 +125,29 @@ class FolderStorage:
         if content_type != _type_of(key):
             raise ValueError(f"the suffix of {key!r} does not say {content_type}")
         with _unavailable_on(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, data)
+            for attempt in range(_PUT_ATTEMPTS):
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    _write_atomically(path, data)
+                    break
+                except (FileNotFoundError, FileExistsError):  # its folder was empty, and has been removed meanwhile
+                    if attempt == _PUT_ATTEMPTS - 1:
+                        raise
 
     def delete(self, keys: Iterable[str]) -> None:
-        """See `Storage`."""
+        """See `Storage`. A folder that is left empty goes too."""
         for key in keys:
             path = self._path(key)
             with _unavailable_on(OSError):
                 path.unlink(missing_ok=True)
+            if path.parent != self._root:
+                with suppress(OSError):  # not empty, or gone
+                    path.parent.rmdir()
+
+    def delete_folder(self, folder: str) -> None:
+        """See `Storage`."""
+        with _unavailable_on(OSError):
+            shutil.rmtree(self._path(folder), onerror=_raise_what_counts)
 
     def url(self, key: str) -> str:
         """See `Storage`: `<base_url>/<key>?expires=<epoch seconds>&signature=<signature>`."""
@@ -142,12 +170,11 @@ class FolderStorage:
         return path, _type_of(key)
 
     def list(self, prefix: str, older_than: datetime, after: str = "") -> Iterator[Page]:
-        """See `Storage`."""
+        """See `Storage`. Looks only into the folder that the prefix names."""
         page: Page = []
         with _unavailable_on(OSError):
-            for stored in self._walk():
-                is_behind = stored.key.split("/") > after.split("/")  # as the walk goes
-                if stored.key.startswith(prefix) and is_behind and stored.modified_at < older_than:
+            for stored in self._walk(prefix.rpartition("/")[0], tuple(after.split("/"))):
+                if stored.key.startswith(prefix) and stored.modified_at < older_than:
                     page.append(stored)
                 if len(page) == PAGE:
                     yield page
@@ -155,12 +182,16 @@ class FolderStorage:
         if page:
             yield page
 
-    def _walk(self) -> Iterator[StoredObject]:
-        for directory, folders, names in os.walk(self._root, onerror=_raise_unless_gone):
-            folders.sort()
+    def _walk(self, folder: str, after: tuple[str, ...]) -> Iterator[StoredObject]:
+        """Yield the objects of a folder whose parts come after those of `after`, in the order of their parts."""
+        start = self._path(folder) if folder else self._root
+        for directory, folders, names in os.walk(start, onerror=_raise_unless_gone):
+            here = Path(directory).relative_to(self._root).parts
+            depth = len(here) + 1
+            folders[:] = sorted(name for name in folders if (*here, name) >= after[:depth])
             for name in sorted(names):
                 path = Path(directory, name)
-                if name.startswith("."):  # being written
+                if name.startswith(".") or (*here, name) <= after:  # being written, or behind us
                     continue
                 try:
                     modified_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
@@ -237,6 +268,12 @@ class S3Storage:
             with _unavailable_on(*self._errors):
                 self._client.delete_object(Bucket=self._bucket, Key=key)
 
+    def delete_folder(self, folder: str) -> None:
+        """See `Storage`."""
+        check_key(folder)
+        for page in self.list(f"{folder}/", datetime.max.replace(tzinfo=UTC)):
+            self.delete(stored.key for stored in page)
+
     def url(self, key: str) -> str:
         """See `Storage`."""
         check_key(key)
@@ -274,22 +311,29 @@ def _raise_unless_gone(error: OSError) -> None:
         raise error
 
 
+def _raise_what_counts(_call: Any, _path: str, failure: tuple[Any, BaseException, Any]) -> None:
+    """Let rmtree pass over what is gone already, and over a folder in which something new is being stored."""
+    error = failure[1]
+    if not isinstance(error, FileNotFoundError) and getattr(error, "errno", None) != errno.ENOTEMPTY:
+        raise error
+
+
 def _type_of(key: str) -> str:
     return mimetypes.guess_type(key)[0] or "application/octet-stream"
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
         os.fsync(directory)
     finally:
         os.close(directory)

@@ -21,6 +21,9 @@ BEGIN
     IF to_regclass('blocks') IS NOT NULL THEN
         GRANT SELECT (user_id, blocked_user_id) ON blocks TO after_hours;
     END IF;
+    IF to_regclass('banned_photo_hashes') IS NOT NULL THEN
+        GRANT SELECT (photo_hash) ON banned_photo_hashes TO after_hours;
+    END IF;
     IF to_regclass('after_hours_matches') IS NOT NULL THEN
         GRANT SELECT (session_id) ON after_hours_matches TO after_hours;
     END IF;

@@ -1,5 +1,6 @@
 """What is in deploy/ stays true: the image has all that its processes need, and the checkers find nothing."""
 
+import configparser
 import contextlib
 import importlib.util
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -310,3 +312,26 @@ def test_the_service_may_do_all_it_needs_and_not_what_is_an_administrators(
     for words in (("status",), ("timers",), ("reconcile",), ("cleanup", "--yes"), ("check",)):
         result = app.test_cli_runner().invoke(args=["after-hours", *words])
         assert result.exit_code == 0, result.output
+
+
+def test_what_is_under_the_lgpl_or_gpl_is_listed() -> None:
+    listed = (ROOT / "docs/licences.md").read_text()
+    required = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    found = set()
+    for name in required:
+        with contextlib.suppress(PackageNotFoundError):  # for another platform
+            about = metadata(name)
+            fields = ("License", "License-Expression", "Classifier")
+            said = [line for field in fields for line in about.get_all(field, [])]
+            if any("GPL" in line[:60] or "General Public License" in line for line in said):
+                found.add(name)
+    assert {"psycopg2-binary", "pyvips-binary"} <= found
+    assert [name for name in found if f"`{name}`" not in listed] == []
+
+
+def test_heic_is_an_extra() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert "heif" not in setup["options"]["install_requires"]
+    assert "pillow-heif" in setup["options.extras_require"]["heic"]
+    assert "uninstall --yes pillow-heif" in DOCKERFILE.read_text()

@@ -17,6 +17,7 @@ from PIL import Image
 from afterhours_service import limits
 from afterhours_service.errors import CATALOGUE, AppError
 from afterhours_service.health import VERSION_TABLE
+from afterhours_service.profiles.imaging import process
 from afterhours_service.storage import FolderStorage
 from tests.discovery.conftest import decline
 from tests.factories import Factory, bearer, token
@@ -61,6 +62,15 @@ def upload_to_nowhere(client: FlaskClient, member: str) -> Any:
     return upload(client, member, png.getvalue())
 
 
+def upload_what_is_banned(client: FlaskClient, factory: Factory) -> Any:
+    """Send a photo that the host has banned."""
+    factory.execute("CREATE TABLE banned_photo_hashes (photo_hash varchar(16))")
+    png = io.BytesIO()
+    Image.radial_gradient("L").save(png, "PNG")
+    factory.execute("INSERT INTO banned_photo_hashes VALUES (%s)", process(png.getvalue()).phash)
+    return upload(client, factory.member(), png.getvalue())
+
+
 def ask_again_and_again(client: FlaskClient, member: str) -> Any:
     """Ask more often than is allowed, of an app that is given limits before it is asked for the first time."""
     app = client.application
@@ -95,6 +105,7 @@ REACHED_BY: dict[str, Callable[[FlaskClient, Factory], Any]] = {
     "PREFERENCES_NOT_FOUND": lambda client, factory: feature(client.patch, "preferences", factory.member()),
     "NO_FILE": lambda client, factory: client.post(PHOTO, headers=bearer(factory.member())),
     "INVALID_IMAGE": lambda client, factory: upload(client, factory.member(), b"GIF89a"),
+    "PHOTO_NOT_ALLOWED": upload_what_is_banned,
     "FILE_TOO_LARGE": lambda client, factory: upload(client, factory.member(), b"x" * (10 * 2**20 + 1)),
     "STORAGE_UNAVAILABLE": lambda client, factory: upload_to_nowhere(client, factory.member()),
     "RATE_LIMITED": lambda client, factory: ask_again_and_again(client, factory.member()),

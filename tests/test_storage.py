@@ -2,11 +2,14 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, unquote, urlsplit
 from urllib.request import urlopen
@@ -136,6 +139,8 @@ HOSTILE = [
     "a/.hidden",
     "a/",
     "..\\secret.jpg",
+    "a/ /b.jpg",
+    "a/\u00a0",
     "a\0.jpg",
     "a\n.jpg",
     "a" * 256,
@@ -152,6 +157,7 @@ def test_no_key_leaves_the_folder(folder: FolderStorage, tmp_path: Path, key: st
     for attempt in (
         lambda: folder.put(key, b"x", "image/jpeg"),
         lambda: folder.delete([key]),
+        lambda: folder.delete_folder(key),
         lambda: folder.url(key),
         lambda: folder.open(key, expires, signature),
     ):
@@ -186,6 +192,11 @@ def test_listing_a_folder(folder: FolderStorage, tmp_path: Path, monkeypatch: py
     assert not list(folder.list("", moment - timedelta(days=10_000)))
 
 
+def test_a_listing_of_what_is_no_folder(folder: FolderStorage) -> None:
+    with pytest.raises(ValueError, match="not a key"):
+        list(folder.list("../", in_a_minute()))
+
+
 def test_what_is_listed_may_be_deleted_meanwhile(folder: FolderStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PAGE", 1)
     names = [f"after-hours-photos/m{n}/p.jpg" for n in range(4)]
@@ -214,6 +225,103 @@ def test_a_write_that_fails_leaves_nothing(
     assert [path.read_bytes() for path in files] == [b"before"]
 
 
+def test_a_folder_goes_with_its_last_object(folder: FolderStorage, tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "a/2.jpg", "top.jpg"):
+        folder.put(name, b"x", "image/jpeg")
+
+    folder.delete(["a/1.jpg"])
+    assert keys(folder, "") == {"a/2.jpg", "top.jpg"}
+    folder.delete(["a/2.jpg", "top.jpg", "b/never.jpg"])
+
+    assert list((tmp_path / "objects").iterdir()) == []
+
+
+def test_deleting_a_folder_leaves_the_others(folder: FolderStorage, tmp_path: Path) -> None:
+    for name in ("p/a/1.jpg", "p/a/2.jpg", "p/ab/1.jpg", "p/a.jpg"):
+        folder.put(name, b"x", "image/jpeg")
+    (tmp_path / "objects/p/a/.unfinished").touch()
+
+    folder.delete_folder("p/a")
+    folder.delete_folder("p/nobody")
+
+    assert keys(folder, "") == {"p/ab/1.jpg", "p/a.jpg"}
+    assert not (tmp_path / "objects/p/a").exists()
+
+
+def test_a_listing_looks_only_where_it_must(folder: FolderStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("p/a/1.jpg", "p/b/1.jpg", "p/b/2.jpg", "p/c/1.jpg", "q/1.jpg"):
+        folder.put(name, b"x", "image/jpeg")
+    seen = []
+    scandir = os.scandir
+
+    def watched(path: Any) -> Any:
+        seen.append(Path(path).name)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", watched)
+    assert keys(folder, "p/b/") == {"p/b/1.jpg", "p/b/2.jpg"}
+    assert seen == ["b"]
+    seen.clear()
+    behind = [found.key for page in folder.list("p/", in_a_minute(), after="p/b/1.jpg") for found in page]
+    assert behind == ["p/b/2.jpg", "p/c/1.jpg"]
+    assert seen == ["p", "b", "c"]
+
+
+def test_a_put_outlives_the_removal_of_its_folder(
+    folder: FolderStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "objects" / KEY
+    steps = iter([True, True])
+    make_temporary = tempfile.NamedTemporaryFile
+
+    def removed_before(*args: Any, **kwargs: Any) -> Any:
+        if next(steps, False):
+            path.parent.rmdir()
+        return make_temporary(*args, **kwargs)
+
+    monkeypatch.setattr("afterhours_service.storage.tempfile.NamedTemporaryFile", removed_before)
+    folder.put(KEY, b"x", "image/jpeg")
+    assert path.read_bytes() == b"x"
+
+
+def test_a_put_outlives_an_erasure(folder: FolderStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = iter([True, True])
+    fsync = os.fsync
+
+    def erased_before(file: int) -> None:
+        if next(steps, False):
+            folder.delete_folder(KEY.rpartition("/")[0])
+        fsync(file)
+
+    monkeypatch.setattr("afterhours_service.storage.os.fsync", erased_before)
+    folder.put(KEY, b"x", "image/jpeg")
+    assert (tmp_path / "objects" / KEY).read_bytes() == b"x"
+
+
+def test_puts_and_deletions_in_one_folder_do_not_disturb_each_other(folder: FolderStorage) -> None:
+    done = threading.Event()
+
+    def delete() -> None:
+        while not done.is_set():
+            folder.delete(["p/m/none.jpg"])
+
+    def put(number: int) -> None:
+        for _ in range(20):
+            folder.put(f"p/m/{number}.jpg", b"x", "image/jpeg")
+            folder.delete([f"p/m/{number}.jpg"])
+
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(put, range(4)))
+    finally:
+        done.set()
+        deleting.join()
+
+    assert keys(folder, "") == set()
+
+
 def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     folder = FolderStorage(tmp_path / "file", b"s" * 32, "http://host.example")
@@ -222,6 +330,8 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
         folder.put(KEY, b"x", "image/jpeg")
     with pytest.raises(StorageUnavailable):
         folder.delete([KEY])
+    with pytest.raises(StorageUnavailable):
+        folder.delete_folder("after-hours-photos/m")
     with pytest.raises(StorageUnavailable):
         list(folder.list("", in_a_minute()))
 
@@ -310,6 +420,17 @@ def test_listing_a_bucket(s3: S3Storage, monkeypatch: pytest.MonkeyPatch) -> Non
     for page in s3.list("after-hours-photos/", in_a_minute()):
         s3.delete(found.key for found in page)
     assert keys(s3, "") == {"elsewhere/p.jpg"}
+
+
+def test_deleting_a_folder_of_a_bucket_leaves_the_others(s3: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAGE", 1)
+    for name in ("p/a/1.jpg", "p/a/2.jpg", "p/ab/1.jpg", "p/a.jpg"):
+        s3.put(name, b"x", "image/jpeg")
+
+    s3.delete_folder("p/a")
+    s3.delete_folder("p/nobody")
+
+    assert keys(s3, "") == {"p/ab/1.jpg", "p/a.jpg"}
 
 
 @pytest.mark.parametrize("key", HOSTILE)

@@ -25,6 +25,7 @@ from sqlalchemy import make_url
 from afterhours_service import create_app
 from afterhours_service.cleanup import service as cleanup
 from afterhours_service.extensions import db
+from afterhours_service.profiles import queries as photos
 from afterhours_service.sessions import service
 from afterhours_service.sessions.jobs import session_timer
 from tests.conftest import ROOT, make_settings
@@ -577,6 +578,7 @@ def test_the_grants_are_all_that_the_service_needs(evening: Evening) -> None:
     evening.minute()
     evening.members.travel(30 * 86400)
     with evening.app.app_context():
+        assert not photos.is_banned("0" * 16)
         assert cleanup.pending()["sessions"] == 1
         assert cleanup.run()[0]["sessions"] == 1
     answer = evening.client.delete("/api/after-hours/me", headers=bearer(member))
@@ -594,6 +596,8 @@ FORBIDDEN = [
     "UPDATE profiles SET age = 99",
     "UPDATE user_subscriptions SET is_active = true",
     "SELECT text FROM after_hours_messages",
+    "SELECT reason FROM banned_photo_hashes",
+    "DELETE FROM banned_photo_hashes",
     "DELETE FROM blocks",
     "UPDATE after_hours_alembic_version SET version_num = ''",
     "ALTER TABLE after_hours_sessions DISABLE TRIGGER ALL",

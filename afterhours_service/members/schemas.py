@@ -35,7 +35,7 @@ class ExportedProfileSchema(CamelCaseSchema):
     photo_url = fields.String(allow_none=True)
     thumbnail_url = fields.String(allow_none=True)
     photo_hash = fields.String(
-        dump_default=None, allow_none=True, metadata={"description": "kept by the service before this one"}
+        allow_none=True, metadata={"description": "what the photo looks like, in 64 bits; for bans"}
     )
     description = fields.String(allow_none=True)
     created_at = UtcDateTime(allow_none=True)

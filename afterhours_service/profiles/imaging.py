@@ -20,11 +20,11 @@ CPU_SECONDS = 10
 WALL_SECONDS = 20
 """Time one picture may take by the clock: less than the 30 s after which gunicorn ends a worker."""
 
-MEMORY_BYTES = 800_000_000
-"""Address space one picture may take (on Linux)."""
+MEMORY_BYTES = 1_100_000_000
+"""Address space one picture may take (on Linux): a progressive JPEG of 66 megapixels needs 890 MB."""
 
 _DARKROOM = Path(__file__).with_name("darkroom.py")
-_PHOTO_HEADER = struct.Struct(">III")
+_PHOTO_HEADER = struct.Struct(">QIII")
 
 _one_at_a_time = threading.Lock()
 _log = logging.getLogger(__name__)
@@ -36,12 +36,16 @@ class InvalidImage(ValueError):
 
 @dataclass(frozen=True)
 class Photo:
-    """Two progressive sRGB JPEGs without metadata: `image` of `width` by `height` pixels, and a square `thumbnail`."""
+    """Two progressive sRGB JPEGs without metadata: `image` of `width` by `height` pixels, and a square `thumbnail`.
+
+    phash: what the picture looks like, in 16 hexadecimal digits (`darkroom.perceptual_hash`).
+    """
 
     image: bytes
     thumbnail: bytes
     width: int
     height: int
+    phash: str
 
 
 def process(data: bytes) -> Photo:
@@ -73,9 +77,9 @@ def process(data: bytes) -> Photo:
     verdict, answer = done.stdout[:1], done.stdout[1:]
     if verdict == b"-":
         raise InvalidImage(answer.decode())
-    width, height, length = _PHOTO_HEADER.unpack_from(answer)
+    phash, width, height, length = _PHOTO_HEADER.unpack_from(answer)
     jpegs = answer[_PHOTO_HEADER.size :]
-    return Photo(jpegs[:length], jpegs[length:], width, height)
+    return Photo(jpegs[:length], jpegs[length:], width, height, f"{phash:016x}")
 
 
 def _too_costly(data: bytes, what_happened: str) -> InvalidImage:

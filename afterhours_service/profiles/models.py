@@ -17,6 +17,7 @@ class AfterHoursProfile(Base):
 
     user_id: Mapped[str] = mapped_column(String(255), ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
     photo_url: Mapped[str | None] = mapped_column(Text)
+    photo_hash: Mapped[str | None] = mapped_column(String(16))
     description: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
     updated_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())

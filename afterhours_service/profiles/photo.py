@@ -21,12 +21,15 @@ MAX_REQUEST_BYTES = MAX_BYTES + 64 * 1024  # the file, and what multipart puts a
 JPEG = "image/jpeg"
 ORPHAN_AGE = timedelta(hours=1)
 _THUMBNAIL = "-thumbnail"
+# The keys of `upload`, which stores a thumbnail with every photo. The Node service's photos have none.
+_HAS_THUMBNAIL = re.compile(r"/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-photo\.jpg$")
 
 
 def upload(member_id: str, data: bytes) -> str:
     """Store a photo and its thumbnail, name them in the profile, and return the photo's key.
 
-    Raises ProfileNotFound, FileTooLarge, InvalidImage or StorageUnavailable; then nothing is left behind.
+    Raises ProfileNotFound, FileTooLarge, InvalidImage, PhotoNotAllowed or StorageUnavailable; then nothing is left
+    behind.
     """
     if len(data) > MAX_BYTES:
         raise errors.FileTooLarge
@@ -38,12 +41,17 @@ def upload(member_id: str, data: bytes) -> str:
         made = process(data)
     except InvalidImage as error:
         raise errors.InvalidImage(detail=str(error)) from error
-    key = f"{PREFIX}{_folder(member_id)}/{uuid4()}.jpg"
+    is_banned = queries.is_banned(made.phash)
+    db.session.rollback()  # as above
+    if is_banned:
+        logger.warning("banned photo", member=member_id)
+        raise errors.PhotoNotAllowed
+    key = f"{PREFIX}{_folder(member_id)}/{uuid4()}-photo.jpg"
     storage = current_storage()
     try:
         storage.put(key, made.image, JPEG)
         storage.put(thumbnail_key(key), made.thumbnail, JPEG)
-        found, old = queries.set_photo(member_id, key)
+        found, old = queries.set_photo(member_id, key, made.phash)
         db.session.commit()
     except Exception as error:
         db.session.rollback()
@@ -62,7 +70,7 @@ def upload(member_id: str, data: bytes) -> str:
 
 def delete(member_id: str) -> None:
     """Remove the photo from the profile, and then its objects. Raises ProfileNotFound."""
-    found, old = queries.set_photo(member_id, None)
+    found, old = queries.set_photo(member_id, None, None)
     db.session.commit()
     if not found:
         raise errors.ProfileNotFound
@@ -77,26 +85,29 @@ def erase(member_id: str, key: str | None) -> None:
     """
     if key:
         _remove(key)
-    storage = current_storage()
     try:
-        for page in storage.list(f"{PREFIX}{_folder(member_id)}/", datetime.now(UTC) + timedelta(days=1)):
-            storage.delete(stored.key for stored in page)
+        current_storage().delete_folder(f"{PREFIX}{_folder(member_id)}")
     except StorageUnavailable as error:
         logger.warning("objects left to the cleanup", error=str(error))
 
 
 def url(key: str | None) -> str | None:
-    """Return an address of the object, good for a while; None without a key, or for one that no storage would have."""
+    """Return an address of the object, good for a while; None without a key, or for one that no storage would have.
+
+    The Node service may have written an empty key where there is no photo.
+    """
+    if not key:
+        return None
     try:
-        return key and current_storage().url(key)
+        return current_storage().url(key)
     except ValueError:
         logger.warning("not an object key in a profile")
         return None
 
 
 def thumbnail_url(key: str | None) -> str | None:
-    """Return an address of the thumbnail of the photo with this key, as `url` does."""
-    return url(key and thumbnail_key(key))
+    """Return an address of the photo's thumbnail, as `url` does; of the photo itself where none was stored with it."""
+    return url(thumbnail_key(key) if key and _HAS_THUMBNAIL.search(key) else key)
 
 
 def thumbnail_key(key: str) -> str:
@@ -122,13 +133,14 @@ def count_orphans() -> int:
 
 def _orphans(after: str) -> Iterator[tuple[list[StoredObject], list[str]]]:
     for page in current_storage().list(PREFIX, datetime.now(UTC) - ORPHAN_AGE, after):
-        named = queries.named_keys({_photo_key(stored.key) for stored in page})
+        named = queries.named_keys({key for stored in page for key in _photo_keys(stored.key)})
         db.session.rollback()
-        yield page, [stored.key for stored in page if _photo_key(stored.key) not in named]
+        yield page, [stored.key for stored in page if named.isdisjoint(_photo_keys(stored.key))]
 
 
-def _photo_key(key: str) -> str:
-    return key.replace(f"{_THUMBNAIL}.jpg", ".jpg")
+def _photo_keys(key: str) -> set[str]:
+    """Return the keys by which a profile may name the object: its own, and that of the photo whose thumbnail it is."""
+    return {key, key.replace(f"{_THUMBNAIL}.jpg", ".jpg")}
 
 
 def _folder(member_id: str) -> str:

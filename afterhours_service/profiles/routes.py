@@ -45,7 +45,12 @@ def update_profile(body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.doc(requestBody={"required": True, "content": {"multipart/form-data": schemas.PHOTO_FORM}})
 @blueprint.response(200, schemas.PhotoResponse)
 @blueprint.fails(
-    errors.NoFile, errors.InvalidImage, errors.FileTooLarge, errors.ProfileNotFound, errors.StorageUnavailable
+    errors.NoFile,
+    errors.InvalidImage,
+    errors.FileTooLarge,
+    errors.PhotoNotAllowed,
+    errors.ProfileNotFound,
+    errors.StorageUnavailable,
 )
 @photo_limit
 def upload_photo() -> dict[str, Any]:

@@ -5,6 +5,7 @@ import unicodedata
 import regex
 
 DESCRIPTION_LENGTH = 500  # characters as people count them
+DESCRIPTION_BYTES = 20 * DESCRIPTION_LENGTH  # in UTF-8: an emoji of a family has 18, a heap of accents no end
 
 # What the eye does not see and can be misled by: controls but the line feed, and the overrides of writing direction.
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

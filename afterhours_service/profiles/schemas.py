@@ -10,11 +10,12 @@ from afterhours_service.schemas import CamelCaseSchema, SafeString, UtcDateTime,
 
 
 class Description(SafeString):
-    """Trimmed text of at most DESCRIPTION_LENGTH characters; nothing left is null."""
+    """Trimmed text of at most DESCRIPTION_LENGTH characters and DESCRIPTION_BYTES bytes; nothing left is null."""
 
     pattern = rules.DESCRIPTION_PATTERN
     default_error_messages = {  # noqa: RUF012 - typed by marshmallow
         "too_long": f"Longer than {rules.DESCRIPTION_LENGTH} characters.",
+        "too_many_bytes": f"Longer than {rules.DESCRIPTION_BYTES} bytes.",
         "control": "Control characters are not allowed.",
     }
 
@@ -22,6 +23,8 @@ class Description(SafeString):
         text = rules.tidy(super()._deserialize(value, attr, data, **kwargs))
         if text is not None and rules.has_control_characters(text):
             raise self.make_error("control")
+        if text is not None and len(text.encode()) > rules.DESCRIPTION_BYTES:
+            raise self.make_error("too_many_bytes")
         if text is not None and rules.length(text) > rules.DESCRIPTION_LENGTH:
             raise self.make_error("too_long")
         return text
@@ -32,7 +35,10 @@ class DescriptionSchema(CamelCaseSchema):
 
     description = Description(
         allow_none=True,
-        metadata={"description": f"at most {rules.DESCRIPTION_LENGTH} characters as people count them, after trimming"},
+        metadata={
+            "description": f"at most {rules.DESCRIPTION_LENGTH} characters as people count them, after trimming, and"
+            f" {rules.DESCRIPTION_BYTES} bytes of UTF-8"
+        },
     )
 
 

@@ -21,8 +21,10 @@ from afterhours_service.profiles import imaging, photo
 from afterhours_service.storage import StorageUnavailable, current_storage
 from tests.conftest import make_settings
 from tests.factories import Factory, bearer
+from tests.sessions.test_life import start
 
-URL = "/api/after-hours/profile/photo"
+API = "/api/after-hours"
+URL = f"{API}/profile/photo"
 
 
 def jpeg(side: int = 64) -> bytes:
@@ -168,11 +170,215 @@ def test_any_member_id_has_a_folder_of_its_own(app: Flask, factory: Factory, mem
         assert photo.url(key)
 
 
-def test_a_key_that_no_storage_would_have_gives_no_url(client: FlaskClient, factory: Factory) -> None:
-    member = factory.member()
-    factory.execute("UPDATE after_hours_profiles SET photo_url = 'https://elsewhere/x.jpg'")
-    profile = client.get("/api/after-hours/profile", headers=bearer(member)).json["profile"]
+@pytest.mark.parametrize("key", [None, "", " ", "\t", "\u00a0", "https://elsewhere/x.jpg", "/x.jpg", "a/ /x.jpg", "a/"])
+def test_what_is_no_key_is_no_photo_anywhere(client: FlaskClient, factory: Factory, key: str | None) -> None:
+    member, other = factory.member(), factory.member()
+    factory.execute("UPDATE after_hours_profiles SET photo_url = %s", key)
+    for each in (member, other):
+        assert start(client, each).status_code == 201
+
+    profile = client.get(f"{API}/profile", headers=bearer(member)).json["profile"]
+    [shown] = client.get(f"{API}/nearby", headers=bearer(other)).json["members"]
+    exported = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]["profile"]
+
     assert profile["photoUrl"] is None
+    assert (shown["photoUrl"], shown["thumbnailUrl"]) == (None, None)
+    assert (exported["photoUrl"], exported["thumbnailUrl"]) == (None, None)
+    assert client.delete(URL, headers=bearer(member)).status_code == 200
+    assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["1700000000000.jpg", "0b5e8c9e-6f1e-4b7a-9b1e-2a3c4d5e6f70.jpg", "a-photo.jpg", "x.webp", "x-thumbnail.jpg"],
+)
+def test_a_photo_of_the_node_service_is_its_own_thumbnail(
+    app: Flask, client: FlaskClient, factory: Factory, settings: Settings, name: str
+) -> None:
+    member = factory.member()
+    key = f"{photo.PREFIX}{member}/{name}"
+    with app.app_context():
+        current_storage().put(key, jpeg(), "image/webp" if name.endswith("webp") else photo.JPEG)
+    factory.execute("UPDATE after_hours_profiles SET photo_url = %s", key)
+
+    exported = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]["profile"]
+
+    assert client.get(exported["photoUrl"], buffered=True).data == jpeg()
+    assert client.get(exported["thumbnailUrl"], buffered=True).data == jpeg()
+    age(settings)
+    with app.app_context():
+        assert cleanup.delete_orphaned_photos() == (0, None)
+    assert client.delete(URL, headers=bearer(member)).status_code == 200
+    assert not files(settings)
+
+
+def test_a_new_photo_has_a_small_thumbnail(client: FlaskClient, factory: Factory, upload: Any) -> None:
+    member = factory.member()
+    upload(member, jpeg(400))
+    exported = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]["profile"]
+    for name, side in (("photoUrl", 400), ("thumbnailUrl", 200)):
+        served = client.get(exported[name], buffered=True)
+        assert Image.open(io.BytesIO(served.data)).size == (side, side)
+
+
+# The host's bans
+
+
+def hash_of(factory: Factory, member: str) -> Any:
+    return factory.execute("SELECT photo_hash FROM after_hours_profiles WHERE user_id = %s", member)[0].photo_hash
+
+
+def ban(factory: Factory, *hashes: str) -> None:
+    factory.execute("CREATE TABLE IF NOT EXISTS banned_photo_hashes (photo_hash varchar(16) NOT NULL)")
+    for phash in hashes:
+        factory.execute("INSERT INTO banned_photo_hashes VALUES (%s)", phash)
+
+
+def drawing(top: int = 40) -> bytes:
+    image = Image.new("RGB", (300, 400), "teal")
+    image.paste((220, 180, 160), (60, top, 240, top + 150))
+    image.paste((30, 20, 20), (100, top + 40, 130, top + 60))
+    image.paste((200, 30, 60), (150, top + 100, 290, top + 320))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def changed(phash: str, bits: int) -> str:
+    """Return the hash with so many of its bits turned over."""
+    return f"{int(phash, 16) ^ sum(1 << 6 * bit for bit in range(bits)):016x}"
+
+
+def test_a_photo_has_its_hash_for_as_long_as_it_is_there(
+    client: FlaskClient, factory: Factory, upload: Any, settings: Settings
+) -> None:
+    member = factory.member()
+    upload(member, drawing())
+    assert hash_of(factory, member) == imaging.process(drawing()).phash
+    upload(member, drawing(10))
+    assert hash_of(factory, member) == imaging.process(drawing(10)).phash
+    exported = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]["profile"]
+    assert exported["photoHash"] == hash_of(factory, member)
+    client.delete(URL, headers=bearer(member))
+    assert hash_of(factory, member) is None
+
+
+@pytest.mark.parametrize("spelt", [str.lower, str.upper])
+def test_a_picture_that_looks_like_a_banned_one_is_refused(
+    factory: Factory, upload: Any, settings: Settings, spelt: Callable[[str], str]
+) -> None:
+    member = factory.member()
+    kept = upload(member, drawing(10)).json["photo"]["key"]
+    before = hash_of(factory, member)
+    ban(factory, spelt(changed(imaging.process(drawing()).phash, 9)))
+
+    answer = upload(member, drawing())
+
+    assert (answer.status_code, answer.json["code"]) == (403, "PHOTO_NOT_ALLOWED")
+    assert (key_of(factory, member), hash_of(factory, member)) == (kept, before)
+    assert stored(settings) == {kept, photo.thumbnail_key(kept)}
+
+
+def test_a_picture_that_looks_otherwise_is_taken_and_rows_that_are_no_hashes_mean_nothing(
+    factory: Factory, upload: Any
+) -> None:
+    ban(factory, changed(imaging.process(drawing()).phash, 10), "", "abc", "x" * 16, "0x12345678901234", " " * 16)
+    assert upload(factory.member(), drawing()).status_code == 200
+
+
+def test_bans_may_come_and_go_while_the_service_runs(factory: Factory, upload: Any) -> None:
+    member = factory.member()
+    assert upload(member, drawing()).status_code == 200
+    ban(factory, hash_of(factory, member))
+    assert upload(member, drawing()).status_code == 403
+    factory.execute("DROP TABLE banned_photo_hashes")
+    assert upload(member, drawing()).status_code == 200
+
+
+# What is left on the disk
+
+
+def files(settings: Settings) -> set[str]:
+    """Return everything under the folder of the photos, folders too, but for that of the prefix."""
+    root = settings.storage_folder
+    return {str(path.relative_to(root)) for path in root.rglob("*")} - {photo.PREFIX.rstrip("/")}
+
+
+def age(settings: Settings) -> None:
+    """Make every object old enough for the nightly cleanup."""
+    old = time.time() - 3700
+    for path in settings.storage_folder.rglob("*.*"):
+        os.utime(path, (old, old))
+
+
+def test_no_folder_is_left_of_a_member_without_photos(
+    client: FlaskClient, factory: Factory, upload: Any, settings: Settings
+) -> None:
+    removed, erased, emptied, nobody = (factory.member() for _ in range(4))
+    for member in (removed, erased):
+        upload(member, jpeg())
+    (settings.storage_folder / photo.PREFIX / emptied).mkdir()  # as an earlier release left it
+    (settings.storage_folder / photo.PREFIX / erased / "left.jpg").write_bytes(b"named by nothing")
+
+    client.delete(URL, headers=bearer(removed))
+    for member in (erased, emptied, nobody):
+        assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+
+    assert files(settings) == set()
+
+
+def test_an_erasure_looks_into_no_other_folder(
+    client: FlaskClient, factory: Factory, upload: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, other = factory.member(), factory.member()
+    kept = upload(other, jpeg()).json["photo"]["key"]
+    upload(member, jpeg())
+    seen = []
+    scandir = os.scandir
+
+    def watched(path: Any) -> Any:
+        if isinstance(path, str | Path):
+            seen.append(Path(path).name)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", watched)
+    assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+    monkeypatch.undo()
+    assert not {other, photo.PREFIX.rstrip("/"), settings.storage_folder.name} & set(seen)
+    assert stored(settings) == {kept, photo.thumbnail_key(kept)}
+
+
+# What a served photo tells
+
+
+def test_a_served_photo_does_not_tell_when_it_was_uploaded(
+    client: FlaskClient, factory: Factory, upload: Any, settings: Settings
+) -> None:
+    url = upload(factory.member(), jpeg()).json["photo"]["url"]
+    first = client.get(url, buffered=True)
+    age(settings)
+    later = client.get(url, buffered=True)
+    assert first.headers["ETag"] == later.headers["ETag"]
+    for answer in (first, later, client.head(url)):
+        assert "Last-Modified" not in answer.headers
+    for moment in ("Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Dec 2100 00:00:00 GMT"):
+        assert client.get(url, headers={"If-Modified-Since": moment}, buffered=True).status_code == 200
+        assert client.get(url, headers={"If-Unmodified-Since": moment}, buffered=True).status_code == 200
+        ranged = client.get(url, headers={"Range": "bytes=0-9", "If-Range": moment}, buffered=True)
+        assert ranged.status_code == 200
+
+
+def test_a_served_photo_is_asked_for_again_in_parts_or_only_if_it_is_another(
+    client: FlaskClient, factory: Factory, upload: Any
+) -> None:
+    url = upload(factory.member(), jpeg()).json["photo"]["url"]
+    whole = client.get(url, buffered=True)
+    etag = whole.headers["ETag"]
+    part = client.get(url, headers={"Range": "bytes=10-19", "If-Range": etag}, buffered=True)
+    assert (part.status_code, part.data) == (206, whole.data[10:20])
+    assert part.headers["Content-Range"] == f"bytes 10-19/{len(whole.data)}"
+    assert client.get(url, headers={"If-None-Match": etag}, buffered=True).status_code == 304
+    assert client.get(url, headers={"If-None-Match": '"x"'}, buffered=True).data == whole.data
 
 
 @pytest.fixture

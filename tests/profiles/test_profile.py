@@ -15,6 +15,8 @@ from tests.factories import Factory, bearer
 URL = "/api/after-hours/profile"
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # one character to people, five to Python, 18 bytes
 
+ACCENTED = "e" + "\u0301" * 10  # one character to people, 21 bytes
+
 
 def test_a_profile_is_made_read_and_changed(client: FlaskClient, factory: Factory) -> None:
     member = factory.member(profile=False)
@@ -67,7 +69,7 @@ def test_patch_without_a_profile_is_refused(client: FlaskClient, factory: Factor
         assert client.patch(URL, json=body, headers=bearer(member)).json["code"] == "PROFILE_NOT_FOUND"
 
 
-@pytest.mark.parametrize("text", ["x" * 500, FAMILY * 500, "é" * 500, "  " + "x" * 500 + "\n"])
+@pytest.mark.parametrize("text", [ACCENTED * 476, "x" * 500, FAMILY * 500, "é" * 500, "  " + "x" * 500 + "\n"], ids=len)
 def test_500_characters_as_people_count_them_fit(client: FlaskClient, factory: Factory, text: str) -> None:
     answer = client.patch(URL, json={"description": text}, headers=bearer(factory.member()))
     assert answer.json["profile"]["description"] == text.strip()
@@ -75,7 +77,21 @@ def test_500_characters_as_people_count_them_fit(client: FlaskClient, factory: F
 
 @pytest.mark.parametrize(
     "text",
-    ["x" * 501, FAMILY * 501, "a\x00b", "a\x07b", "a\x1b[31mb", "a\u202eb", "\ud800", 5, True, ["x"], {"a": 1}],
+    [
+        "x" * 501,
+        FAMILY * 501,
+        ACCENTED * 500,
+        "a\x00b",
+        "a\x07b",
+        "a\x1b[31mb",
+        "a\u202eb",
+        "\ud800",
+        5,
+        True,
+        ["x"],
+        {"a": 1},
+    ],
+    ids=lambda text: ascii(text)[:12],
 )
 def test_other_descriptions_are_refused_and_change_nothing(client: FlaskClient, factory: Factory, text: Any) -> None:
     member = factory.member()
