@@ -23,7 +23,7 @@ from afterhours_service.config import Settings
 from afterhours_service.extensions import Base, db
 from afterhours_service.sessions import service
 from tests.conftest import make_settings
-from tests.factories import PLACE, Factory, bearer, scheduled
+from tests.factories import PLACE, Factory, bearer, scheduled, token
 
 API = "/api/after-hours"
 HOST_TABLES = {"users", "profiles", "user_subscriptions", "blocks"}
@@ -82,6 +82,51 @@ def held(factory: Factory, member: str) -> dict[str, int]:
         table: factory.execute(f"SELECT count(*) AS n FROM {table} WHERE user_id = %s", member)[0].n
         for table in OUR_TABLES
     }
+
+
+LEAVING = [
+    ("POST", "session/end", None),
+    ("DELETE", "profile/photo", None),
+    ("GET", "consent", None),
+    ("PUT", "consent", {"granted": False}),
+    ("GET", "me/export", None),
+    ("DELETE", "me", None),
+]
+
+
+@pytest.mark.parametrize("lost", ["premium", "verified", "consent"])
+def test_who_no_longer_passes_the_gate_can_still_leave(
+    client: FlaskClient, factory: Factory, events: Events, redis: Redis, tmp_path: Path, lost: str
+) -> None:
+    member = full_member(client, factory)
+    events()
+    if lost == "premium":
+        factory.execute("UPDATE user_subscriptions SET is_active = false")
+    else:
+        column = {"verified": "id_verified", "consent": "after_hours_consent"}[lost]
+        factory.execute(f"UPDATE users SET {column} = false")
+    assert client.get(f"{API}/session", headers=bearer(member)).status_code == 403
+    for method, path, body in LEAVING[:2]:
+        answer = client.open(f"{API}/{path}", method=method, json=body, headers=bearer(member))
+        assert answer.status_code == 200, answer.json
+    assert [event["type"] for event in events()] == ["after_hours:session_ended"]
+    assert all(row.ended_at and row.latitude is None for row in factory.sessions(member))
+    assert scheduled(redis) == {}
+    assert not list(tmp_path.rglob("*.jpg"))
+    again = client.post(f"{API}/session/end", headers=bearer(member))
+    assert (again.status_code, again.json["code"]) == (404, "NO_ACTIVE_SESSION")
+
+
+@pytest.mark.parametrize(("method", "path", "body"), LEAVING)
+def test_leaving_needs_a_good_token_and_the_database(
+    make_app: Callable[..., Flask], factory: Factory, method: str, path: str, body: Any
+) -> None:
+    client = make_app(database_url="postgresql+psycopg2://nobody@/none?host=/nonexistent").test_client()
+    expired = {"Authorization": f"Bearer {token(factory.member(), -1)}"}
+    assert client.open(f"{API}/{path}", method=method, json=body, headers=expired).json["code"] == "TOKEN_EXPIRED"
+    away = client.open(f"{API}/{path}", method=method, json=body, headers=bearer("m"))
+    assert (away.status_code, away.json["code"]) == (503, "SERVICE_UNAVAILABLE")
+    assert int(away.headers["Retry-After"]) > 0
 
 
 def test_consent_is_told_and_given_without_premium(client: FlaskClient, factory: Factory) -> None:
