@@ -4,7 +4,7 @@ import click
 from flask.cli import AppGroup
 
 from afterhours_service import console
-from afterhours_service.members import schemas, service
+from afterhours_service.members import service
 
 members = AppGroup("members", help="Answer a member's request for their data, or its erasure.")
 
@@ -13,7 +13,9 @@ members = AppGroup("members", help="Answer a member's request for their data, or
 @click.argument("user")
 def export_member(user: str) -> None:
     """Write everything that is held on USER, as JSON."""
-    console.write_json(schemas.ExportSchema().dump(service.export(user)))
+    for piece in service.export(user):
+        click.echo(piece, nl=False)
+    click.echo()
 
 
 @members.command("erase")

@@ -73,11 +73,16 @@ _ACTIVE = f"""
     WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
 """
 
-# The member's retained sessions, and the mask for the place that comes with the next statement.
-_PREPARE_START = """
+HISTORY = 1000  # more sessions than a week has quarters of an hour
+
+# The member's latest retained sessions, and the mask for the place that comes with the next statement.
+_PREPARE_START = f"""
     SELECT set_config('after_hours.mask', %(mask)s, true), (
         SELECT array_agg(DISTINCT ARRAY[fuzzed_latitude, fuzzed_longitude]::float8[])
-        FROM after_hours_sessions WHERE user_id = %(member_id)s
+        FROM (
+            SELECT fuzzed_latitude, fuzzed_longitude FROM after_hours_sessions
+            WHERE user_id = %(member_id)s ORDER BY started_at DESC LIMIT {HISTORY}
+        ) AS latest
     )
 """
 
