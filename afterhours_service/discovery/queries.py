@@ -88,6 +88,7 @@ _IN_FORCE = """
         SELECT FROM after_hours_sessions AS later
         WHERE later.user_id = d.user_id AND later.started_at > (
             SELECT started_at FROM after_hours_sessions WHERE id = coalesce(d.last_session_id, d.session_id))
+        ORDER BY later.started_at  -- so that the index is used, whoever has how many
         OFFSET %(memory)s LIMIT 1)
 """
 
