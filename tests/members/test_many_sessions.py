@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 
 from afterhours_service.discovery import queries as discovery
 from afterhours_service.extensions import cursor, execute
+from afterhours_service.location import Point
 from afterhours_service.members import queries as members
 from afterhours_service.sessions import queries as sessions
 from tests.discovery.conftest import go_live
@@ -59,9 +60,14 @@ def test_a_start_and_an_end_read_no_more_than_the_latest(app: Flask, old_hand: s
 
 
 def test_a_start_looks_at_the_latest_sessions_first(app: Flask, old_hand: str) -> None:
-    seen: list[Any] = []
-    with app.app_context(), pytest.raises(LookupError):
-        sessions.start(old_hand, LEAD, sessions.Point(1, 1), lambda points: [seen.extend(points)][1], None)
+    seen: list[Point] = []
+
+    def blur(previous: list[Point]) -> Point:
+        seen.extend(previous)
+        return Point(1, 1)
+
+    with app.app_context():
+        sessions.start(old_hand, LEAD, Point(1, 1), blur, None)
     assert len(seen) == sessions.HISTORY
     assert (52.52, 13.4) in seen  # the last of them
 

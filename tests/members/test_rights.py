@@ -30,6 +30,7 @@ from afterhours_service.members import service as members
 from afterhours_service.sessions import service
 from tests.conftest import ROOT, make_settings
 from tests.factories import PLACE, Factory, bearer, scheduled, token
+from tests.wire import Wire
 
 API = "/api/after-hours"
 HOST_TABLES = {"users", "profiles", "user_subscriptions", "blocks"}
@@ -368,8 +369,10 @@ def many_sessions(factory: Factory, member: str, number: int) -> None:
 
 
 def test_a_large_export_is_whole_though_little_of_it_is_in_memory(
-    app: Flask, client: FlaskClient, factory: Factory, capsys: pytest.CaptureFixture[str]
+    wire: Wire, make_app: Callable[..., Flask], factory: Factory, tmp_path: Path
 ) -> None:
+    app = make_app(database_url=wire.url, storage_folder=tmp_path)
+    client = app.test_client()
     member = full_member(client, factory)
     many_sessions(factory, member, 10_000)
     export = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]
@@ -380,6 +383,7 @@ def test_a_large_export_is_whole_though_little_of_it_is_in_memory(
         size = sum(map(len, pieces))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
+    assert sum(query.startswith("FETCH FORWARD 1000 ") for query in wire.queries) >= 10  # of the driver's memory, too
     assert peak < size
     done = app.test_cli_runner().invoke(args=["after-hours", "members", "export", member])
     assert json.loads(done.output)["sessions"] == export["sessions"]
