@@ -111,9 +111,10 @@ def test_no_statement_reads_a_table_from_end_to_end(
             sessions.now()  # opens the connection, which asks a few things of its own
             for call, arguments in CALLS.items():
                 wire.queries.clear()
-                asked = call(*arguments)
-                for _, pages in asked if inspect.isgenerator(asked) else ():  # an export asks as it is read
-                    list(pages)
+                if call is members.export:  # which asks as it is read
+                    assert [name for name, pages in members.export("m7") if list(pages)]
+                else:
+                    call(*arguments)
                 db.session.rollback()
                 for statement in explainable(wire.queries):
                     [explained] = factory.execute(statement)
@@ -124,7 +125,7 @@ def test_no_statement_reads_a_table_from_end_to_end(
 
 def explainable(queries: list[str]) -> Iterator[str]:
     """Yield what explains the queries; one that is prepared, by the plan that is good for any values."""
-    opening = r'^(BEGIN|SET LOCAL [^;]*);|^DECLARE "\w+" CURSOR WITHOUT HOLD FOR'
+    opening = r'^((BEGIN|SET LOCAL [^;]*);\s*)+|^DECLARE "\w+" CURSOR WITHOUT HOLD FOR'
     statements = {re.sub(opening, "", query).strip() for query in queries}
     for query in {each for each in statements if not re.match("BEGIN|COMMIT|ROLLBACK|FETCH|CLOSE", each)}:
         if query.startswith("PREPARE "):

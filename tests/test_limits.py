@@ -1,6 +1,6 @@
 """How often a member may ask."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flask import Flask
@@ -71,7 +71,7 @@ def test_each_way_of_leaving_has_a_limit_of_its_own(
         return client.open(f"{API}/{path}", method=method, json=body, headers=bearer(member))
 
     assert ask(member).status_code in {200, 404}
-    [key] = redis.keys("LIMIT*")
+    [key] = cast("list[bytes]", redis.keys("LIMIT*"))
     redis.incrby(key, 500)  # as if asked so often
     refused = ask(member)
     assert (refused.status_code, refused.json["code"]) == (429, "RATE_LIMITED")

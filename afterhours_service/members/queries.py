@@ -130,15 +130,18 @@ def export(member_id: str) -> Iterator[tuple[str, Iterator[Sequence[RowMapping]]
 
 
 def erase(member_id: str) -> str | None:
-    """Delete the member's rows, and return the key of their photo."""
+    """Delete the member's rows, and return the key of their photo.
+
+    Sessions before what hangs on them: the cleanup, whose deletions cascade, locks them in this order.
+    """
     given = {"member_id": member_id}
-    for statement in _ERASE:
-        _repeat(statement, given)
     db.session.execute(_ERASE_PREFERENCES, given)
     key: str | None = db.session.execute(_ERASE_PROFILE, given).scalar_one_or_none()
     has_matches = db.session.execute(text("SELECT to_regclass('after_hours_matches') IS NOT NULL")).scalar_one()
     _repeat(_ERASE_SESSIONS_WITHOUT_MATCH if has_matches else _ERASE_SESSIONS, given)
     _repeat(_ERASE_PLACES, given)
+    for statement in _ERASE:
+        _repeat(statement, given)
     return key
 
 

@@ -37,7 +37,7 @@ class ExportedProfileSchema(CamelCaseSchema):
     photo_url = fields.String(allow_none=True)
     thumbnail_url = fields.String(allow_none=True)
     photo_hash = fields.String(
-        dump_default=None, allow_none=True, metadata={"description": "by which the photo would be known again"}
+        dump_default=None, allow_none=True, metadata={"description": "kept by the service before this one"}
     )
     description = fields.String(allow_none=True)
     created_at = UtcDateTime(allow_none=True)

@@ -73,7 +73,7 @@ _ACTIVE = f"""
     WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
 """
 
-HISTORY = 1000  # more sessions than a week has quarters of an hour
+REMEMBERED = 1000  # of a member's sessions, the latest: as many as a start reads
 
 # The latest sessions are taken in the index's order, not collected and sorted.
 _IN_ORDER = "SET LOCAL enable_sort = off;"
@@ -84,7 +84,7 @@ _PREPARE_START = f"""
         SELECT array_agg(DISTINCT ARRAY[fuzzed_latitude, fuzzed_longitude]::float8[])
         FROM (
             SELECT fuzzed_latitude, fuzzed_longitude FROM after_hours_sessions
-            WHERE user_id = %(member_id)s ORDER BY started_at DESC LIMIT {HISTORY}
+            WHERE user_id = %(member_id)s ORDER BY started_at DESC LIMIT {REMEMBERED}
         ) AS latest
     )
 """

@@ -53,7 +53,7 @@ def old_hand(factory: Factory) -> str:
 def test_a_start_and_an_end_read_no_more_than_the_latest(app: Flask, old_hand: str) -> None:
     with app.app_context():
         history = cost(sessions._PREPARE_START, sessions._IN_ORDER, member_id=old_hand, mask="0")
-        assert history <= sessions.HISTORY
+        assert history <= sessions.REMEMBERED
         assert cost(sessions._ACTIVE, member_id=old_hand) <= 1
         assert cost(sessions._END, member_id=old_hand, lead=LEAD) <= 2
         assert cost(sessions._EXTEND, member_id=old_hand, lead=LEAD, length=LEAD) <= 2
@@ -68,7 +68,7 @@ def test_a_start_looks_at_the_latest_sessions_first(app: Flask, old_hand: str) -
 
     with app.app_context():
         sessions.start(old_hand, LEAD, Point(1, 1), blur, None)
-    assert len(seen) == sessions.HISTORY
+    assert len(seen) == sessions.REMEMBERED
     assert (52.52, 13.4) in seen  # the last of them
 
 
