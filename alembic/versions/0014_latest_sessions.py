@@ -25,12 +25,15 @@ def downgrade() -> None:
 
 def _replace(columns: str) -> None:
     """Put an index in the place of the present one; a comment says whose it is, and stays."""
-    comment = sa.text("SELECT quote_literal(obj_description(to_regclass(:index), 'pg_class'))")
-    whose = op.get_bind().execute(comment, {"index": INDEX}).scalar()
+    comment = sa.text("""
+        SELECT quote_literal(coalesce(
+            obj_description(to_regclass(:index), 'pg_class'), obj_description(to_regclass(:next), 'pg_class')))
+    """)
+    whose = op.get_bind().execute(comment, {"index": INDEX, "next": NEXT}).scalar()
     with op.get_context().autocommit_block():
         op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {NEXT}")  # half-made, or not there
         op.execute(f"CREATE INDEX CONCURRENTLY {NEXT} ON after_hours_sessions ({columns})")
+        if whose:
+            op.execute(f"COMMENT ON INDEX {NEXT} IS {whose}")
         op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {INDEX}")
         op.execute(f"ALTER INDEX {NEXT} RENAME TO {INDEX}")
-        if whose:
-            op.execute(f"COMMENT ON INDEX {INDEX} IS {whose}")
