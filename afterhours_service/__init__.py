@@ -22,7 +22,7 @@ from afterhours_service import (
     security,
     storage,
 )
-from afterhours_service.blueprint import after_hours, members
+from afterhours_service.blueprint import after_hours
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
 from afterhours_service.extensions import api, db, give_back, migrate, replace_closed_connections
@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.api_docs:
         openapi.init_app(app)
         app.register_blueprint(openapi.page)
-    for described in (after_hours, members, health.blueprint):
+    for described in (after_hours, health.blueprint):
         (api if settings.api_docs else app).register_blueprint(described)  # to describe it takes longer than the rest
     app.register_blueprint(files.blueprint)
     app.register_blueprint(monitoring.blueprint)

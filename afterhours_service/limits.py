@@ -1,9 +1,9 @@
 """How often a member may ask: Flask-Limiter on Redis, which lets everything pass while Redis is away."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Flask, Response, request
 from flask_limiter import Limiter, RateLimitExceeded
 from flask_limiter.constants import ConfigVars
 from limits.storage import RedisStorage
@@ -44,9 +44,15 @@ limiter = Limiter(key_func=current_member_id)
 photo_limit = limiter.limit(lambda: current_settings().ratelimit_photo, override_defaults=False)
 
 
-def apply_to(blueprint: Blueprint) -> None:
-    """Limit the routes of the blueprint together, per member, before the gate: a refusal costs the database nothing."""
-    limiter.shared_limit(lambda: current_settings().ratelimit_default, scope="member")(blueprint)
+def apply_to(blueprint: Blueprint, own: Mapping[str, str]) -> None:
+    """Limit the routes of the blueprint together, per member, before the gate: a refusal costs the database nothing.
+
+    own: the endpoints that have a limit of their own instead, and neither use up the shared one nor wait for it.
+    """
+    limiter.shared_limit(
+        lambda: own.get(request.endpoint or "", current_settings().ratelimit_default),
+        scope=lambda endpoint: endpoint if endpoint in own else "member",
+    )(blueprint)
 
 
 def init_app(app: Flask, settings: Settings) -> None:

@@ -201,8 +201,11 @@ class _Operations(BasePlugin):
 def _failures(app: Flask, endpoint: str) -> Iterator[type[AppError]]:
     """Yield what an operation may answer: its own failures, those of its blueprints, those of any request."""
     yield from getattr(app.view_functions[endpoint], "failures", ())
-    while endpoint := endpoint.rpartition(".")[0]:
-        yield from getattr(app.blueprints[endpoint], "failures", ())
+    name = endpoint
+    while name := name.rpartition(".")[0]:
+        blueprint = app.blueprints[name]
+        if isinstance(blueprint, schemas.Blueprint):
+            yield from blueprint.failures_of(endpoint)
     yield from ANYWHERE
 
 

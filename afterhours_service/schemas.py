@@ -50,15 +50,17 @@ class StrictParser(FlaskParser):
 class Blueprint(SmorestBlueprint):  # type: ignore[misc]
     """flask-smorest's, with our parser; it answers 400 where webargs would answer 422.
 
-    failures: what any of its routes may answer; for the API's description.
+    failures_of: returns what one of its routes may answer, by its endpoint; for the API's description.
     """
 
     ARGUMENTS_PARSER = StrictParser()
     ARGUMENTS_PARSER.DEFAULT_VALIDATION_STATUS = 400
 
-    def __init__(self, *args: Any, failures: tuple[type[AppError], ...] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, failures_of: Callable[[str], tuple[type[AppError], ...]] = lambda _: (), **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.failures = failures
+        self.failures_of = failures_of
 
     def arguments(self, schema: type[ma.Schema], **kwargs: Any) -> Callable[[View], View]:
         """Read the arguments of a route by a schema, which is made once: to make one takes as long as to use it."""

@@ -54,7 +54,9 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     cleanup.count: (WEEK,),
 }
 # Whose user is gone is only known by looking at all, once a night; and what a dry run counts may be most of a table.
+# The table of expiries to be published is next to empty, but in an outage of Redis.
 LOOK_AT_ALL = {
+    "export": {"after_hours_untold"},
     "delete_orphaned_profiles": {"after_hours_profiles", "users"},
     "delete_orphaned_preferences": {"after_hours_preferences", "users"},
     "count": {"after_hours_profiles", "after_hours_preferences", "users", "device_fingerprints"},
@@ -109,7 +111,10 @@ def test_no_statement_reads_a_table_from_end_to_end(
             sessions.now()  # opens the connection, which asks a few things of its own
             for call, arguments in CALLS.items():
                 wire.queries.clear()
-                call(*arguments)
+                if call is members.export:  # which asks as it is read
+                    assert [name for name, pages in members.export("m7") if list(pages)]
+                else:
+                    call(*arguments)
                 db.session.rollback()
                 for statement in explainable(wire.queries):
                     [explained] = factory.execute(statement)
@@ -120,8 +125,9 @@ def test_no_statement_reads_a_table_from_end_to_end(
 
 def explainable(queries: list[str]) -> Iterator[str]:
     """Yield what explains the queries; one that is prepared, by the plan that is good for any values."""
-    statements = {re.sub(r"^(BEGIN|SET LOCAL [^;]*);", "", query).strip() for query in queries}
-    for query in statements - {"BEGIN", "COMMIT", "ROLLBACK"}:
+    opening = r'^((BEGIN|SET LOCAL [^;]*);\s*)+|^DECLARE "\w+" CURSOR WITHOUT HOLD FOR'
+    statements = {re.sub(opening, "", query).strip() for query in queries}
+    for query in {each for each in statements if not re.match("BEGIN|COMMIT|ROLLBACK|FETCH|CLOSE", each)}:
         if query.startswith("PREPARE "):
             yield f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {query.partition(' AS ')[2]}"
         elif not query.startswith("EXECUTE "):

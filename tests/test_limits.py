@@ -1,5 +1,7 @@
 """How often a member may ask."""
 
+from typing import Any, cast
+
 import pytest
 from flask import Flask
 from redis import Redis
@@ -32,6 +34,54 @@ def test_a_member_who_asks_too_often_is_told_when_to_come_back(app: Flask, facto
     assert client.get("/healthz").status_code == 200
 
 
+LEAVING = [
+    ("POST", "session/end", None),
+    ("DELETE", "profile/photo", None),
+    ("GET", "consent", None),
+    ("PUT", "consent", {"granted": False}),
+    ("GET", "me/export", None),
+    ("DELETE", "me", None),
+]
+
+
+def test_leaving_is_not_limited_by_what_was_asked_before(app: Flask, factory: Factory) -> None:
+    client, member = app.test_client(), factory.member()
+    factory.session(member)
+    headers = bearer(member)
+    for _ in range(4):
+        asked = client.get(f"{API}/session", headers=headers)
+        client.post(f"{API}/profile/photo", headers=headers)
+    assert asked.status_code == 429
+    for method, path, body in LEAVING:
+        for _ in range(2):  # nor by one another: there are more of them than the member's limit
+            answer = client.open(f"{API}/{path}", method=method, json=body, headers=headers)
+            assert answer.status_code in {200, 404}, (path, answer.json)
+    assert not factory.sessions(member)
+    assert client.get(f"{API}/session", headers=headers).status_code == 429
+
+
+@pytest.mark.parametrize(("method", "path", "body"), LEAVING)
+def test_each_way_of_leaving_has_a_limit_of_its_own(
+    app: Flask, factory: Factory, redis: Redis, method: str, path: str, body: Any
+) -> None:
+    """A flood is still bounded, and takes nothing from the other routes."""
+    client, member, other = app.test_client(), factory.member(), factory.member()
+
+    def ask(member: str) -> Any:
+        return client.open(f"{API}/{path}", method=method, json=body, headers=bearer(member))
+
+    assert ask(member).status_code in {200, 404}
+    [key] = cast("list[bytes]", redis.keys("LIMIT*"))
+    redis.incrby(key, 500)  # as if asked so often
+    refused = ask(member)
+    assert (refused.status_code, refused.json["code"]) == (429, "RATE_LIMITED")
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert ask(other).status_code in {200, 404}
+    for method_2, path_2, body_2 in LEAVING:
+        answer = client.open(f"{API}/{path_2}", method=method_2, json=body_2, headers=bearer(member))
+        assert (answer.status_code == 429) is ((method_2, path_2) == (method, path))
+
+
 def test_photos_have_a_limit_of_their_own(app: Flask, factory: Factory) -> None:
     client, member = app.test_client(), factory.member()
     answers = [client.post(f"{API}/profile/photo", headers=bearer(member)) for _ in range(3)]
@@ -42,6 +92,17 @@ def test_photos_have_a_limit_of_their_own(app: Flask, factory: Factory) -> None:
 def test_a_bad_token_is_refused_as_ever(app: Flask) -> None:
     for _ in range(5):
         assert app.test_client().get(f"{API}/session").json["code"] == "AUTH_REQUIRED"
+
+
+def test_a_member_leaves_while_redis_is_away(app_without_redis: Flask, factory: Factory) -> None:
+    client, member = app_without_redis.test_client(), factory.member()
+    factory.session(member)
+    answers = [
+        client.open(f"{API}/{path}", method=method, json=body, headers=bearer(member)) for method, path, body in LEAVING
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert answers[4].json["data"]["sessions"][0]["endedAt"]
+    assert not factory.sessions(member)
 
 
 @pytest.fixture

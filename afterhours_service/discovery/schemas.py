@@ -2,6 +2,7 @@
 
 from marshmallow import fields, validate
 
+from afterhours_service.discovery.rules import COUNT_TO
 from afterhours_service.schemas import CamelCaseSchema, QueryInteger, SafeString, UtcDateTime, envelope
 
 
@@ -44,8 +45,9 @@ NearbyResponse = envelope(
 )
 CountResponse = envelope(
     "CountResponse",
-    count=fields.Integer(attribute="counted", allow_none=True),
-    fewer_than=fields.Integer(allow_none=True),
+    count=fields.Integer(
+        attribute="counted", validate=validate.Range(0, COUNT_TO), metadata={"description": "counted up to the maximum"}
+    ),
     or_more=fields.Boolean(),
     max_distance_km=fields.Integer(),
 )

@@ -37,10 +37,9 @@ class Nearby(NamedTuple):
 
 
 class Count(NamedTuple):
-    """How many members are near me and fit, as far as it is told."""
+    """How many members are near me and fit, counted up to `rules.COUNT_TO`."""
 
-    counted: int | None
-    fewer_than: int | None
+    counted: int
     or_more: bool
     max_distance_km: int
 
@@ -69,7 +68,7 @@ def count(member_id: str) -> Count:
     """
     me = _asker(member_id)
     number = queries.count(me, rules.COUNT_TO, _lead())
-    return Count(*rules.told_count(number), me.max_distance_km)
+    return Count(number, number >= rules.COUNT_TO, me.max_distance_km)
 
 
 def decline(member_id: str, other_id: str) -> None:

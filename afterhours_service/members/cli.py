@@ -5,7 +5,7 @@ from flask.cli import AppGroup
 
 from afterhours_service import console
 from afterhours_service.errors import VerificationRequired
-from afterhours_service.members import schemas, service
+from afterhours_service.members import service
 
 members = AppGroup("members", help="Answer a member's request for their data, or its erasure.")
 
@@ -15,7 +15,9 @@ members = AppGroup("members", help="Answer a member's request for their data, or
 def export_member(user: str) -> None:
     """Write everything that is held on USER, as JSON."""
     _check_known(user)
-    console.write_json(schemas.ExportSchema().dump(service.export(user)))
+    for piece in service.export(user):
+        click.echo(piece, nl=False)
+    click.echo()
 
 
 @members.command("erase")

@@ -3,11 +3,11 @@
 The two columns of consent are the only ones of the host's that are written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import text
+from sqlalchemy import CursorResult, RowMapping, text
 
 from afterhours_service.extensions import db
 from afterhours_service.sessions.queries import COLUMNS, Session
@@ -20,7 +20,9 @@ class Consent(NamedTuple):
     changed_at: datetime | None
 
 
-_CONSENT = "SELECT after_hours_consent IS TRUE, after_hours_consent_at FROM users WHERE id = :member_id"
+_CONSENT = """
+    SELECT after_hours_consent IS TRUE AS granted, after_hours_consent_at AS changed_at FROM users WHERE id = :member_id
+"""
 _READ_CONSENT = text(_CONSENT)
 # Every insert of a session locks its member's row by its foreign key: those in flight are waited for.
 _LOCK = text(f"{_CONSENT} FOR UPDATE")
@@ -44,32 +46,50 @@ _END_SESSION = text(f"""
 
 # What is held on a member: table by table, without the exact place.
 _EXPORT = {
+    "consent": _CONSENT,
     "profile": "SELECT * FROM after_hours_profiles WHERE user_id = :member_id",
     "preferences": "SELECT * FROM after_hours_preferences WHERE user_id = :member_id",
     "sessions": """
-        SELECT id, started_at, expires_at, ended_at, warned_at,
-            fuzzed_latitude AS blurred_latitude, fuzzed_longitude AS blurred_longitude
+        SELECT id, created_at, started_at, expires_at, ended_at, warned_at,
+            fuzzed_latitude AS blurred_latitude, fuzzed_longitude AS blurred_longitude,
+            CAST(discovery_key AS text), CAST(discovery_wish AS text)
         FROM after_hours_sessions WHERE user_id = :member_id ORDER BY started_at, id""",
     "declines": """
-        SELECT declined_user_id, session_id, created_at, first_declined_at, decline_count
+        SELECT id, declined_user_id, session_id, last_session_id, created_at, first_declined_at, decline_count
         FROM after_hours_declines WHERE user_id = :member_id ORDER BY created_at, id""",
     "devices": """
-        SELECT session_id, device_id, device_model, platform, created_at
+        SELECT id, session_id, device_id, device_model, platform, created_at
         FROM device_fingerprints WHERE user_id = :member_id ORDER BY created_at, id""",
+    "unpublished_expiries": """
+        SELECT s.id AS session_id, tell_at AS publish_at
+        FROM after_hours_untold CROSS JOIN unnest(session_ids) AS session_id
+        JOIN after_hours_sessions AS s ON s.id = session_id
+        WHERE s.user_id = :member_id ORDER BY tell_at, s.id""",
 }
+_PAGE = 1000  # rows of an export that are in memory at once
 
-_ERASE = (
-    "DELETE FROM device_fingerprints WHERE user_id = :member_id",
-    "DELETE FROM after_hours_declines WHERE user_id = :member_id",
-    "DELETE FROM after_hours_preferences WHERE user_id = :member_id",
+# A member's rows may be many: a statement erases some, lest it take longer than a statement may.
+_BATCH = 10_000
+
+
+def _some(table: str, condition: str = "true") -> str:
+    return f"""id = ANY (ARRAY(
+        SELECT id FROM {table} AS mine WHERE user_id = :member_id AND {condition} LIMIT {_BATCH}))"""
+
+
+_ERASE = tuple(
+    text(f"DELETE FROM {table} WHERE {_some(table)}") for table in ("device_fingerprints", "after_hours_declines")
 )
+_ERASE_PREFERENCES = text("DELETE FROM after_hours_preferences WHERE user_id = :member_id")
 _ERASE_PROFILE = text("DELETE FROM after_hours_profiles WHERE user_id = :member_id RETURNING photo_url")
-_ERASE_SESSIONS = "DELETE FROM after_hours_sessions AS s WHERE user_id = :member_id"
+_SESSIONS = "after_hours_sessions"
+_ERASE_SESSIONS = text(f"DELETE FROM {_SESSIONS} WHERE {_some(_SESSIONS)}")
 # A match of the Node service, with the other member's messages, would go with its session: only the place goes.
-_WITHOUT_MATCHES = " AND NOT EXISTS (SELECT FROM after_hours_matches AS m WHERE m.session_id = s.id)"
-_ERASE_PLACES = text("""
-    UPDATE after_hours_sessions SET fuzzed_latitude = 0, fuzzed_longitude = 0
-    WHERE user_id = :member_id AND (fuzzed_latitude <> 0 OR fuzzed_longitude <> 0)
+_WITHOUT_MATCH = "NOT EXISTS (SELECT FROM after_hours_matches WHERE session_id = mine.id)"
+_ERASE_SESSIONS_WITHOUT_MATCH = text(f"DELETE FROM {_SESSIONS} WHERE {_some(_SESSIONS, _WITHOUT_MATCH)}")
+_ERASE_PLACES = text(f"""
+    UPDATE {_SESSIONS} SET fuzzed_latitude = 0, fuzzed_longitude = 0
+    WHERE {_some(_SESSIONS, "(fuzzed_latitude <> 0 OR fuzzed_longitude <> 0)")}
 """)
 
 
@@ -97,24 +117,37 @@ def end_session(member_id: str, lease: timedelta) -> tuple[Session, int | None] 
     return (Session(*row[:-1]), row[-1]) if row else None
 
 
-def export(member_id: str) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the rows of each table."""
-    return {
-        name: [dict(row) for row in db.session.execute(text(statement), {"member_id": member_id}).mappings()]
-        for name, statement in _EXPORT.items()
-    }
+def export(member_id: str) -> Iterator[tuple[str, Iterator[Sequence[RowMapping]]]]:
+    """Yield each table's name and its rows, page by page: read one to its end before the next.
+
+    All is as of one moment, whatever is written meanwhile. It has a connection of its own, and needs the app's context
+    for the first table only. Raises DBAPIError and TimeoutError.
+    """
+    with db.engine.connect() as connection:
+        connection.execution_options(isolation_level="REPEATABLE READ", stream_results=True)
+        for name, statement in _EXPORT.items():
+            yield name, connection.execute(text(statement), {"member_id": member_id}).mappings().partitions(_PAGE)
 
 
 def erase(member_id: str) -> str | None:
-    """Delete the member's rows, and return the key of their photo."""
+    """Delete the member's rows, and return the key of their photo.
+
+    Sessions before what hangs on them: the cleanup, whose deletions cascade, locks them in this order.
+    """
     given = {"member_id": member_id}
-    for statement in _ERASE:
-        db.session.execute(text(statement), given)
+    db.session.execute(_ERASE_PREFERENCES, given)
     key: str | None = db.session.execute(_ERASE_PROFILE, given).scalar_one_or_none()
     has_matches = db.session.execute(text("SELECT to_regclass('after_hours_matches') IS NOT NULL")).scalar_one()
-    db.session.execute(text(_ERASE_SESSIONS + (_WITHOUT_MATCHES if has_matches else "")), given)
-    db.session.execute(_ERASE_PLACES, given)
+    _repeat(_ERASE_SESSIONS_WITHOUT_MATCH if has_matches else _ERASE_SESSIONS, given)
+    _repeat(_ERASE_PLACES, given)
+    for statement in _ERASE:
+        _repeat(statement, given)
     return key
+
+
+def _repeat(statement: Any, given: Mapping[str, Any]) -> None:
+    while cast("CursorResult[Any]", db.session.execute(statement, given)).rowcount == _BATCH:
+        pass
 
 
 def _consent(statement: Any, **parameters: Any) -> Consent | None:

@@ -1,6 +1,8 @@
 """What members send and see of their rights."""
 
-from typing import Any
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from marshmallow import fields
 
@@ -64,19 +66,27 @@ class ExportedSessionSchema(CamelCaseSchema):
     """A retained session, and the blurred point from which its member was shown."""
 
     id = fields.UUID()
+    created_at = UtcDateTime(allow_none=True)
     started_at = UtcDateTime(allow_none=True)
     expires_at = UtcDateTime()
     ended_at = UtcDateTime(allow_none=True)
     warned_at = UtcDateTime(allow_none=True)
     blurred_latitude = fields.Float()
     blurred_longitude = fields.Float()
+    discovery_key = fields.String(
+        allow_none=True,
+        metadata={"description": "by which others find it: the blurred point, gender, gender sought, age"},
+    )
+    discovery_wish = fields.String(allow_none=True, metadata={"description": "the genders, ages and distance wanted"})
 
 
 class ExportedDeclineSchema(CamelCaseSchema):
     """A member whom one did not want to see."""
 
+    id = fields.UUID()
     declined_user_id = fields.String()
     session_id = fields.UUID()
+    last_session_id = fields.UUID(allow_none=True)
     created_at = UtcDateTime(allow_none=True)
     first_declined_at = UtcDateTime(allow_none=True)
     decline_count = fields.Integer(allow_none=True)
@@ -85,11 +95,19 @@ class ExportedDeclineSchema(CamelCaseSchema):
 class ExportedDeviceSchema(CamelCaseSchema):
     """A device that a session was started from."""
 
+    id = fields.UUID()
     session_id = fields.UUID(allow_none=True)
     device_id = fields.String(allow_none=True)
     device_model = fields.String(allow_none=True)
     platform = fields.String(allow_none=True)
     created_at = UtcDateTime(allow_none=True)
+
+
+class ExportedExpirySchema(CamelCaseSchema):
+    """A session that ran out, and when the event that says so is published again if nobody has."""
+
+    session_id = fields.UUID()
+    publish_at = UtcDateTime()
 
 
 class ExportSchema(CamelCaseSchema):
@@ -102,6 +120,32 @@ class ExportSchema(CamelCaseSchema):
     sessions = fields.List(fields.Nested(ExportedSessionSchema))
     declines = fields.List(fields.Nested(ExportedDeclineSchema))
     devices = fields.List(fields.Nested(ExportedDeviceSchema))
+    unpublished_expiries = fields.List(fields.Nested(ExportedExpirySchema))
+
+
+def write_export(member_id: str, parts: Iterable[tuple[str, Iterable[Sequence[Mapping[Any, Any]]]]]) -> Iterator[str]:
+    """Write an export as JSON, as ExportSchema would dump it, in pieces: the single rows, then the lists page by page.
+
+    parts: each field's name and its rows, in pages.
+    """
+    written = f'{{"userId": {json.dumps(member_id)}'
+    for name, pages in parts:
+        field = _EXPORT.fields[name]
+        written += f',\n"{field.data_key}": '
+        if isinstance(field, fields.List):
+            separator = "["
+            for page in pages:
+                rows = cast("fields.Nested", field.inner).schema.dump(page, many=True)
+                yield written + separator + ",\n".join(map(json.dumps, rows))
+                written, separator = "", ",\n"
+            written += "[]" if separator == "[" else "]"
+        else:
+            row = next((row for page in pages for row in page), None)
+            written += json.dumps(field.serialize(name, {name: row}))
+    yield written + "}"
+
+
+_EXPORT = ExportSchema()
 
 
 ConsentResponse = envelope("ConsentResponse", consent=fields.Nested(ConsentSchema))

@@ -3,12 +3,13 @@
 Each may be repeated without harm, and leaves a line in the log: who and what, and nothing of the content.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from afterhours_service import errors
 from afterhours_service.extensions import db
 from afterhours_service.log import get_logger
-from afterhours_service.members import queries
+from afterhours_service.members import queries, schemas
 from afterhours_service.members.queries import Consent
 from afterhours_service.profiles import photo
 from afterhours_service.sessions import service as sessions
@@ -45,21 +46,18 @@ def set_consent(member_id: str, granted: bool) -> Consent:
     return consent
 
 
-def export(member_id: str) -> dict[str, Any]:
-    """Return everything that is held on the member; all but empty for one who is gone.
+def export(member_id: str) -> Iterator[str]:
+    """Yield everything that is held on the member as JSON, in pieces; all but empty for one who is gone.
 
-    The exact place of an active session is left out: it leaves the service for nobody.
+    The exact place of an active session is left out: it leaves the service for nobody. However much there is, a piece
+    is short. The first one needs the app's context, and is there once the database has answered; what is cut short
+    after it is not valid JSON.
     """
-    consent = queries.consent(member_id)
-    rows = queries.export(member_id)
-    db.session.rollback()
     logger.info("export", member=member_id)
-    profile: dict[str, Any] | None = next((dict(row) for row in rows.pop("profile")), None)
-    if profile:
-        key = profile["photo_url"]
-        profile |= {"photo_url": photo.url(key), "thumbnail_url": photo.thumbnail_url(key)}
-    preferences = next(iter(rows.pop("preferences")), None)
-    return {"user_id": member_id, "consent": consent, "profile": profile, "preferences": preferences, **rows}
+    parts = (
+        (name, map(_with_links, pages) if name == "profile" else pages) for name, pages in queries.export(member_id)
+    )
+    return schemas.write_export(member_id, parts)
 
 
 def erase(member_id: str, reason: str = "user") -> None:
@@ -76,3 +74,10 @@ def erase(member_id: str, reason: str = "user") -> None:
         session, untold_id = ended
         sessions.announce_end(session, reason, untold_id=untold_id)
     photo.erase(member_id, key)
+
+
+def _with_links(profiles: Sequence[Mapping[Any, Any]]) -> Sequence[Mapping[Any, Any]]:
+    return [
+        {**row, "photo_url": photo.url(row["photo_url"]), "thumbnail_url": photo.thumbnail_url(row["photo_url"])}
+        for row in profiles
+    ]

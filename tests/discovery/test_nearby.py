@@ -186,19 +186,19 @@ def test_who_is_not_live_sees_nobody(client: FlaskClient, factory: Factory, live
         assert (response.status_code, response.json["code"]) == (400, "NO_ACTIVE_SESSION")
 
 
-@pytest.mark.parametrize(("others", "told"), [(0, None), (4, None), (5, 5)])
-def test_fewer_than_five_are_not_counted_out(client: FlaskClient, live: Live, others: int, told: int | None) -> None:
+@pytest.mark.parametrize("others", [0, 1, 5])
+def test_a_count_is_the_number_of_those_who_are_shown(client: FlaskClient, live: Live, others: int) -> None:
     me = live(wish={"max_distance_km": 3})
     for _ in range(others):
         live(52.53)
     live(52.56)
     answer = client.get(f"{API}/nearby/count", headers=bearer(me)).json
-    fewer_than = None if told else 5
-    assert answer == {"success": True, "count": told, "fewerThan": fewer_than, "orMore": False, "maxDistanceKm": 3}
+    assert answer == {"success": True, "count": others, "orMore": False, "maxDistanceKm": 3}
+    assert len(seen(client, me)) == others
 
 
-def test_many_are_not_counted_to_the_end(client: FlaskClient, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("afterhours_service.discovery.rules.COUNT_TO", 6)
-    me, *_ = [live() for _ in range(8)]
+@pytest.mark.parametrize(("others", "told"), [(49, (49, False)), (50, (50, True)), (51, (50, True))])
+def test_nobody_is_counted_beyond_fifty(client: FlaskClient, live: Live, others: int, told: tuple[int, bool]) -> None:
+    me, *_ = [live() for _ in range(1 + others)]
     answer = client.get(f"{API}/nearby/count", headers=bearer(me)).json
-    assert (answer["count"], answer["orMore"]) == (6, True)
+    assert (answer["count"], answer["orMore"]) == told

@@ -1,8 +1,11 @@
 """A member's rights: consent, a copy of everything, its erasure."""
 
+import contextlib
 import io
+import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ import pytest
 import pyvips
 from flask import Flask
 from flask.testing import FlaskClient
+from flask_migrate import upgrade
 from redis import Redis
+from sqlalchemy.exc import OperationalError
 
 import afterhours_service.discovery.models
 import afterhours_service.preferences.models
@@ -21,9 +26,11 @@ import afterhours_service.sessions.models  # noqa: F401 - these four, so that th
 from afterhours_service import create_app
 from afterhours_service.config import Settings
 from afterhours_service.extensions import Base, db
+from afterhours_service.members import service as members
 from afterhours_service.sessions import service
-from tests.conftest import make_settings
-from tests.factories import PLACE, Factory, bearer, scheduled
+from tests.conftest import ROOT, make_settings
+from tests.factories import PLACE, Factory, bearer, scheduled, token
+from tests.wire import Wire
 
 API = "/api/after-hours"
 HOST_TABLES = {"users", "profiles", "user_subscriptions", "blocks"}
@@ -82,6 +89,51 @@ def held(factory: Factory, member: str) -> dict[str, int]:
         table: factory.execute(f"SELECT count(*) AS n FROM {table} WHERE user_id = %s", member)[0].n
         for table in OUR_TABLES
     }
+
+
+LEAVING = [
+    ("POST", "session/end", None),
+    ("DELETE", "profile/photo", None),
+    ("GET", "consent", None),
+    ("PUT", "consent", {"granted": False}),
+    ("GET", "me/export", None),
+    ("DELETE", "me", None),
+]
+
+
+@pytest.mark.parametrize("lost", ["premium", "verified", "consent"])
+def test_who_no_longer_passes_the_gate_can_still_leave(
+    client: FlaskClient, factory: Factory, events: Events, redis: Redis, tmp_path: Path, lost: str
+) -> None:
+    member = full_member(client, factory)
+    events()
+    if lost == "premium":
+        factory.execute("UPDATE user_subscriptions SET is_active = false")
+    else:
+        column = {"verified": "id_verified", "consent": "after_hours_consent"}[lost]
+        factory.execute(f"UPDATE users SET {column} = false")
+    assert client.get(f"{API}/session", headers=bearer(member)).status_code == 403
+    for method, path, body in LEAVING[:2]:
+        answer = client.open(f"{API}/{path}", method=method, json=body, headers=bearer(member))
+        assert answer.status_code == 200, answer.json
+    assert [event["type"] for event in events()] == ["after_hours:session_ended"]
+    assert all(row.ended_at and row.latitude is None for row in factory.sessions(member))
+    assert scheduled(redis) == {}
+    assert not list(tmp_path.rglob("*.jpg"))
+    again = client.post(f"{API}/session/end", headers=bearer(member))
+    assert (again.status_code, again.json["code"]) == (404, "NO_ACTIVE_SESSION")
+
+
+@pytest.mark.parametrize(("method", "path", "body"), LEAVING)
+def test_leaving_needs_a_good_token_and_the_database(
+    make_app: Callable[..., Flask], factory: Factory, method: str, path: str, body: Any
+) -> None:
+    client = make_app(database_url="postgresql+psycopg2://nobody@/none?host=/nonexistent").test_client()
+    expired = {"Authorization": f"Bearer {token(factory.member(), -1)}"}
+    assert client.open(f"{API}/{path}", method=method, json=body, headers=expired).json["code"] == "TOKEN_EXPIRED"
+    away = client.open(f"{API}/{path}", method=method, json=body, headers=bearer("m"))
+    assert (away.status_code, away.json["code"]) == (503, "SERVICE_UNAVAILABLE")
+    assert int(away.headers["Retry-After"]) > 0
 
 
 def test_consent_is_told_and_given_without_premium(client: FlaskClient, factory: Factory) -> None:
@@ -208,6 +260,162 @@ def test_a_start_that_waits_for_a_right_to_be_exercised_does_not_slip_through(
     assert answers == [503 if right == "withdrawal" else 400]
     assert start(client, member).json["code"] == ("CONSENT_REQUIRED" if right == "withdrawal" else "PROFILE_REQUIRED")
     assert factory.sessions(member) == []
+
+
+# What of our tables an export calls by which name.
+EXPORTED = {
+    "after_hours_profiles": "profile",
+    "after_hours_preferences": "preferences",
+    "after_hours_sessions": "sessions",
+    "after_hours_declines": "declines",
+    "device_fingerprints": "devices",
+    OUTBOX: "unpublishedExpiries",
+}
+RENAMED = {"fuzzed_latitude": "blurredLatitude", "fuzzed_longitude": "blurredLongitude"}
+EXACT = "the exact place leaves the service for nobody, and is what the member's own device sent"
+IS_ME = "the member's own id, which the export begins with"
+LEFT_OUT = {
+    "after_hours_sessions.latitude": EXACT,
+    "after_hours_sessions.longitude": EXACT,
+    **{f"{table}.user_id": IS_ME for table in OUR_TABLES},
+    f"{OUTBOX}.id": "one row may be about many members' sessions",
+    f"{OUTBOX}.tell_at": "exported as publishAt",
+    f"{OUTBOX}.session_ids": "exported as sessionId, the member's alone",
+}
+THE_HOSTS = "kept by the host or its chat service, whose export it belongs to"
+# Every column of the database, but our own user_id, that names a member.
+NAMING_A_MEMBER = {
+    "after_hours_declines.declined_user_id": "exported of one's own declines; others' of the member are theirs",
+    **dict.fromkeys(
+        [
+            "users.id",
+            "profiles.user_id",
+            "user_subscriptions.user_id",
+            "blocks.user_id",
+            "blocks.blocked_user_id",
+            "after_hours_matches.user_id_1",
+            "after_hours_matches.user_id_2",
+            "after_hours_matches.declined_by",
+            "after_hours_messages.sender_id",
+            "banned_photo_hashes.user_id",
+        ],
+        THE_HOSTS,
+    ),
+}
+
+
+def test_an_export_shows_every_row_and_every_column_that_is_held(client: FlaskClient, factory: Factory) -> None:
+    member, other = full_member(client, factory), full_member(client, factory)
+    factory.execute(
+        "INSERT INTO after_hours_declines (session_id, user_id, declined_user_id) SELECT id, user_id, %s"
+        " FROM after_hours_sessions WHERE user_id = %s AND ended_at IS NULL",
+        member,
+        other,
+    )
+    factory.execute(
+        f"INSERT INTO {OUTBOX} (tell_at, session_ids) SELECT now(), array_agg(id) FROM after_hours_sessions"
+    )
+    data = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]
+    assert other not in json.dumps(data)
+    sessions = {session["id"] for session in data["sessions"]}
+    assert {expiry["sessionId"] for expiry in data["unpublishedExpiries"]} == sessions
+    for table, rows in held(factory, member).items():
+        shown = data[EXPORTED[table]]
+        assert len([shown] if isinstance(shown, dict) else shown) == rows, table
+    for table, name in EXPORTED.items():
+        shown = data[name] if isinstance(data[name], dict) else data[name][-1]
+        for column in Base.metadata.tables[table].columns.keys():  # noqa: SIM118 - iterated, it yields columns
+            head, *rest = column.split("_")
+            field = RENAMED.get(column, head + "".join(word.title() for word in rest))
+            assert (field in shown) is not (f"{table}.{column}" in LEFT_OUT), (table, column)
+
+
+def test_every_column_that_names_a_member_is_exported_or_left_out_for_a_reason(
+    make_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = make_database(None)
+    with contextlib.closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        host = Factory(connection)
+        host.execute((ROOT / "tests" / "host_schema.sql").read_text())
+        app = create_app(make_settings(url, "redis://localhost"))
+        with app.app_context():
+            upgrade()
+            db.engine.dispose()
+        naming = {
+            f"{row.t}.{row.c}"
+            for row in host.execute("""
+                SELECT attrelid::regclass::text AS t, attname AS c
+                FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+                WHERE relkind IN ('r', 'v', 'm', 'p') AND relnamespace = 'public'::regnamespace AND attnum > 0
+                    AND (attname ~ 'user|member' AND format_type(atttypid, NULL) ~ 'char|text' OR EXISTS (
+                        SELECT FROM pg_constraint WHERE conrelid = attrelid AND attnum = ANY (conkey)
+                            AND confrelid = 'users'::regclass))""")
+        }
+    assert naming == (NAMING_A_MEMBER.keys() | {f"{table}.user_id" for table in OUR_TABLES}) - {"users.id"}
+
+
+def many_sessions(factory: Factory, member: str, number: int) -> None:
+    """Give a member sessions of the past, a place each."""
+    factory.execute(
+        """INSERT INTO after_hours_sessions
+               (user_id, started_at, expires_at, ended_at, fuzzed_latitude, fuzzed_longitude)
+           SELECT %s, moment, moment + interval '1 second', moment + interval '1 second', 52 + n / 1e6, 13.4
+           FROM generate_series(1, %s) AS n
+           CROSS JOIN LATERAL (SELECT now() - interval '1 hour' - n * interval '2 seconds' AS moment) AS m""",
+        member,
+        number,
+    )
+
+
+def test_a_large_export_is_whole_though_little_of_it_is_in_memory(
+    wire: Wire, make_app: Callable[..., Flask], factory: Factory, tmp_path: Path
+) -> None:
+    app = make_app(database_url=wire.url, storage_folder=tmp_path)
+    client = app.test_client()
+    member = full_member(client, factory)
+    many_sessions(factory, member, 10_000)
+    export = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]
+    assert len({session["id"] for session in export["sessions"]}) == 10_002
+    with app.app_context():
+        pieces = members.export(member)
+        tracemalloc.start()
+        size = sum(map(len, pieces))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert sum(query.startswith("FETCH FORWARD 1000 ") for query in wire.queries) >= 10  # of the driver's memory, too
+    assert peak < size
+    done = app.test_cli_runner().invoke(args=["after-hours", "members", "export", member])
+    assert json.loads(done.output)["sessions"] == export["sessions"]
+
+
+def test_an_export_is_of_one_moment(app: Flask, client: FlaskClient, factory: Factory) -> None:
+    member = full_member(client, factory)
+    with app.app_context():
+        pieces = members.export(member)
+        first = next(pieces)
+        assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+        data = json.loads(first + "".join(pieces))
+    assert [len(data[name]) for name in ("sessions", "declines", "devices")] == [2, 1, 1]
+
+
+def test_an_export_that_fails_midway_does_not_look_like_a_whole_one(client: FlaskClient, factory: Factory) -> None:
+    member = factory.member()
+    many_sessions(factory, member, 5000)
+    response = client.get(f"{API}/me/export", headers=bearer(member))
+    assert response.status_code == 200
+    assert "Content-Length" not in response.headers  # so that the server cuts the connection
+    pieces = response.iter_encoded()
+    received = next(pieces) + next(pieces)
+    factory.execute(
+        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+           WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+    )
+    rest: list[bytes] = []
+    with pytest.raises(OperationalError):
+        rest.extend(pieces)
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(received + b"".join(rest))
 
 
 def test_an_export_has_every_table_and_no_exact_place(client: FlaskClient, factory: Factory) -> None:
