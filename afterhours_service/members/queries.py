@@ -106,14 +106,17 @@ def export(member_id: str) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def erase(member_id: str) -> str | None:
-    """Delete the member's rows, and return the key of their photo."""
+    """Delete the member's rows, and return the key of their photo.
+
+    Sessions before what hangs on them: the cleanup, whose deletions cascade, locks them in this order.
+    """
     given = {"member_id": member_id}
-    for statement in _ERASE:
-        db.session.execute(text(statement), given)
     key: str | None = db.session.execute(_ERASE_PROFILE, given).scalar_one_or_none()
     has_matches = db.session.execute(text("SELECT to_regclass('after_hours_matches') IS NOT NULL")).scalar_one()
     db.session.execute(text(_ERASE_SESSIONS + (_WITHOUT_MATCHES if has_matches else "")), given)
     db.session.execute(_ERASE_PLACES, given)
+    for statement in _ERASE:
+        db.session.execute(text(statement), given)
     return key
 
 
