@@ -37,7 +37,9 @@ def end_session() -> dict[str, Any]:
 @blueprint.fails(errors.NoActiveSession)
 def extend_session(headers: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     """Stay 15, 30 or 60 minutes longer."""
-    session, minutes, *_ = service.extend(current_member_id(), body["additional_minutes"], headers["idempotency_key"])
+    session, minutes, *_ = service.extend(
+        current_member_id(), body["additional_minutes"], headers.get("idempotency_key")
+    )
     return {"session": {"id": session.id, "expires_at": session.expires_at, "extended_by_minutes": minutes}}
 
 

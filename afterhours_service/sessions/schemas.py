@@ -47,8 +47,7 @@ class IdempotencySchema(ma.Schema):
 
     idempotency_key = fields.String(
         data_key="Idempotency-Key",
-        load_default=None,
-        validate=validate.Regexp(r"^[ -~]{1,64}\Z", error="Must be 1 to 64 printable ASCII characters."),
+        validate=validate.Regexp(r"^[ -~]{1,64}$", error="Must be 1 to 64 printable ASCII characters."),
         metadata={
             "description": "Made up by the client for one extension: repeated with the same key, it extends the session"
             " once and answers the same."

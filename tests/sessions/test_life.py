@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from redis import Redis
 
 from afterhours_service.sessions import service
-from tests.factories import PLACE, Factory, bearer
+from tests.factories import PLACE, Factory, bearer, scheduled
 from tests.wire import Wire
 
 API = "/api/after-hours/session"
@@ -23,9 +24,10 @@ def start(client: FlaskClient, member: str, minutes: int = 15, **others: Any) ->
     return client.post(f"{API}/start", json={"duration": minutes, **PLACE, **others}, headers=bearer(member))
 
 
-def extend(client: FlaskClient, member: str, minutes: int = 15) -> Any:
-    """Send an extension."""
-    return client.post(f"{API}/extend", json={"additionalMinutes": minutes}, headers=bearer(member))
+def extend(client: FlaskClient, member: str, minutes: int = 15, key: str | None = None) -> Any:
+    """Send an extension, with an Idempotency-Key or without."""
+    headers = bearer(member) | ({} if key is None else {"Idempotency-Key": key})
+    return client.post(f"{API}/extend", json={"additionalMinutes": minutes}, headers=headers)
 
 
 def end(client: FlaskClient, member: str, **how: Any) -> Any:
@@ -186,6 +188,43 @@ def test_extensions_add_up_without_limit(client: FlaskClient, factory: Factory) 
         assert (session["id"], session["extendedByMinutes"]) == (started["id"], minutes)
         assert moment(session["expiresAt"]) == expiry
     assert status(client, member).json["session"]["expiresAt"] == session["expiresAt"]
+
+
+def test_an_extension_with_a_key_that_is_repeated_extends_once_and_answers_the_same(
+    client: FlaskClient, factory: Factory, events: Callable[[], list[dict[str, Any]]], redis: Redis
+) -> None:
+    member = factory.member()
+    start(client, member)
+    first = extend(client, member, 30, "k-1")
+    timers = scheduled(redis)
+    events()
+    for minutes in (30, 60):  # the key tells which extension it is, not the body
+        assert extend(client, member, minutes, "k-1").json == first.json
+    assert (events(), scheduled(redis)) == ([], timers)
+    # Without a key, or with another one, it is another extension.
+    expiry = moment(first.json["session"]["expiresAt"])
+    bare = extend(client, member)
+    assert moment(bare.json["session"]["expiresAt"]) == expiry + timedelta(minutes=15)
+    assert extend(client, member, 30, "k-1").json == first.json
+    other = extend(client, member, 60, "k-2")
+    assert moment(other.json["session"]["expiresAt"]) == expiry + timedelta(minutes=75)
+    assert extend(client, member, 60, "k-2").json == other.json
+    assert len(events()) == 2
+    [row] = factory.sessions(member)
+    assert row.expires_at == expiry + timedelta(minutes=75)
+
+
+def test_a_new_session_knows_no_key_of_the_old_one(client: FlaskClient, factory: Factory) -> None:
+    member, other = factory.member(), factory.member()
+    start(client, member)
+    extend(client, member, key="k")
+    end(client, member)
+    assert failure(extend(client, member, key="k")) == (404, "NO_ACTIVE_SESSION")
+    started = start(client, member).json["session"]
+    extended = extend(client, member, key="k").json["session"]
+    assert moment(extended["expiresAt"]) - moment(started["expiresAt"]) == timedelta(minutes=15)
+    start(client, other)
+    assert extend(client, other, key="k").status_code == 200  # nor does another member's
 
 
 def test_an_adopted_expiry_with_a_fraction_is_extended_to_a_whole_second(client: FlaskClient, factory: Factory) -> None:

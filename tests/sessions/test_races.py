@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -69,6 +70,17 @@ def test_twenty_extensions_of_fifteen_add_three_hundred_minutes(app: Flask, fact
     [after] = factory.sessions(member)
     assert (after.expires_at - before.expires_at).total_seconds() == 300 * 60
     assert len({response.json["session"]["expiresAt"] for response in responses}) == 20
+
+
+def test_twenty_extensions_with_one_key_are_one(app: Flask, factory: Factory) -> None:
+    member = factory.member()
+    factory.session(member)
+    [before] = factory.sessions(member)
+    responses = at_once(app, *[partial(extend, key="k")] * 20, member=member)
+    assert codes(responses) == {200: 20}
+    [after] = factory.sessions(member)
+    assert (after.expires_at - before.expires_at).total_seconds() == 15 * 60
+    assert len({response.json["session"]["expiresAt"] for response in responses}) == 1
 
 
 def test_of_ten_ends_one_ends(app: Flask, factory: Factory) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from afterhours_service.sessions.schemas import ExtendSchema, StartSchema
 from tests.factories import PLACE, Factory, bearer
-from tests.sessions.test_life import API, WHOLE
+from tests.sessions.test_life import API, WHOLE, extend
 
 GOOD = {"duration": 15, **PLACE}
 LEFT_OUT = object()
@@ -115,6 +115,24 @@ def test_no_malformed_extension_gets_through(client: FlaskClient, factory: Facto
         with subtests.test(case.id):
             assert refusal(client.post(f"{API}/extend", json=body, headers=bearer(member))) == [field]
     assert factory.sessions(member) == before
+
+
+@pytest.mark.parametrize("key", ["", "k" * 65, "\x7f", "k\tk", "é", "\x01"], ids=ascii)
+def test_a_malformed_key_is_named(client: FlaskClient, factory: Factory, key: str) -> None:
+    member = factory.member()
+    factory.session(member)
+    before = factory.sessions(member)
+    assert refusal(extend(client, member, key=key)) == ["Idempotency-Key"]
+    assert factory.sessions(member) == before
+
+
+@pytest.mark.parametrize("key", ["k", "k" * 64, "a b", "~!{}\\\"',;%"], ids=ascii)
+def test_any_printable_ascii_is_a_key(client: FlaskClient, factory: Factory, key: str) -> None:
+    member = factory.member()
+    factory.session(member)
+    answers = [extend(client, member, key=key) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json == answers[1].json
 
 
 @pytest.mark.parametrize("route", ["start", "extend"])
