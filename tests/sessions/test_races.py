@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import event
 
-from afterhours_service.extensions import db
 from tests.factories import Factory
 from tests.sessions.test_life import end, extend, start, status
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 def at_once(app: Flask, *calls: Callable[..., Any], member: str) -> list[Any]:
@@ -30,20 +30,6 @@ def at_once(app: Flask, *calls: Callable[..., Any], member: str) -> list[Any]:
 
     with ThreadPoolExecutor(len(calls)) as threads:
         return list(threads.map(run, calls))
-
-
-@pytest.fixture(autouse=True)
-def patience(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let whoever waits for a connection or a lock have it, however slow the machine: here the order alone counts."""
-
-    def wait(connection: Any, _record: Any) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SET lock_timeout = '60s'; SET statement_timeout = '60s'")
-        connection.commit()
-
-    with app.app_context():
-        monkeypatch.setattr(db.engine.pool, "_timeout", 60)
-        event.listen(db.engine, "connect", wait)
 
 
 def codes(responses: list[Any]) -> Counter[int]:
