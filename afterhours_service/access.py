@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from afterhours_service import errors
 from afterhours_service.config import Settings
 from afterhours_service.extensions import current_settings
-from afterhours_service.host import standing
+from afterhours_service.host import lock, standing, try_lock_erasure
 from afterhours_service.log import get_logger
 from afterhours_service.schemas import is_storable
 
@@ -61,6 +61,28 @@ def gate() -> None:
         raise errors.VerificationRequired
     if not member.consented:
         raise errors.ConsentRequired
+
+
+def hold(member_id: str) -> None:
+    """Ask for the member's consent once more, and keep it until the transaction ends: the gate was a moment ago.
+
+    Raises VerificationRequired (the member is gone) or ConsentRequired.
+    """
+    consent = lock(member_id)
+    if consent is None:
+        raise errors.VerificationRequired
+    if not consent:
+        raise errors.ConsentRequired
+
+
+def hold_to_create(member_id: str) -> None:
+    """Do as `hold`, for what an erasure that is under way would not find, and would leave behind.
+
+    Raises ErasureInProgress, VerificationRequired or ConsentRequired.
+    """
+    if not try_lock_erasure(member_id):
+        raise errors.ErasureInProgress
+    hold(member_id)
 
 
 def token_for(member_id: str, settings: Settings, seconds: int) -> str:

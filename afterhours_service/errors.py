@@ -163,6 +163,12 @@ class PreferencesNotFound(AppError):
     status, code = HTTPStatus.NOT_FOUND, "PREFERENCES_NOT_FOUND"
 
 
+class ErasureInProgress(AppError):
+    """Your After Hours data is being erased; begin anew when that is done."""
+
+    status, code = HTTPStatus.CONFLICT, "ERASURE_IN_PROGRESS"
+
+
 class NoFile(AppError):
     """Send the photo as multipart/form-data, in the field `photo`."""
 

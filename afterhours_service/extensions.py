@@ -39,7 +39,8 @@ class Base(DeclarativeBase):
 # or a column that the statement returns has another type by now. A new connection begins anew.
 _STALE = (DuplicatePreparedStatement, InvalidSqlStatementName, FeatureNotSupported)
 
-db = SQLAlchemy(model_class=Base)
+# What was read or written stays readable after the commit: to read it anew would fail where somebody has deleted it.
+db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
 migrate = Migrate(directory="alembic")
 api = Api()
 

@@ -8,7 +8,7 @@ from sqlalchemy import ForeignKey, Integer, String, Text, UniqueConstraint, func
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
-from afterhours_service.extensions import Base, read
+from afterhours_service.extensions import Base, db, read
 
 Timestamp = TIMESTAMP(timezone=True)
 
@@ -80,6 +80,34 @@ _STANDING = """
         ), id_verified, after_hours_consent
     FROM (SELECT) AS nobody LEFT JOIN users ON id = %(member_id)s
 """
+
+
+# Every start, decline and change of preferences takes this lock first, in its transaction; a withdrawal of consent and
+# an erasure take FOR UPDATE, which excludes it.
+_LOCK = text("SELECT after_hours_consent IS TRUE FROM users WHERE id = :member_id FOR KEY SHARE")
+_TRY_LOCK_ERASURE = text("SELECT pg_try_advisory_xact_lock_shared(hashtextextended(:member_id, :seed))")
+_LOCK_ERASURE = text("SELECT pg_advisory_xact_lock(hashtextextended(:member_id, :seed))")
+_SEED = 0x0AF7E12  # any number: a lock of another application's must not be ours by chance
+
+
+def lock(member_id: str) -> bool | None:
+    """Wait for a withdrawal or an erasure under way, and hold up others until the transaction ends.
+
+    Returns the member's consent; None when there is no such member.
+    """
+    consent: bool | None = db.session.execute(_LOCK, {"member_id": member_id}).scalar_one_or_none()
+    return consent
+
+
+def try_lock_erasure(member_id: str) -> bool:
+    """Hold up an erasure until the transaction ends; false when one is under way."""
+    taken: bool = db.session.execute(_TRY_LOCK_ERASURE, {"member_id": member_id, "seed": _SEED}).scalar_one()
+    return taken
+
+
+def lock_erasure(member_id: str) -> None:
+    """Wait for what is being created for the member; until the transaction ends nothing can be."""
+    db.session.execute(_LOCK_ERASURE, {"member_id": member_id, "seed": _SEED})
 
 
 def standing(member_id: str) -> Standing:

@@ -25,6 +25,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
 from redis import Redis
+from sqlalchemy import event
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
@@ -177,6 +178,20 @@ def app(settings: Settings, redis: Redis, request: pytest.FixtureRequest) -> Ite
     with app.app_context():
         assert not is_redis_away() or "own_valkey" in request.fixturenames
         db.engine.dispose()
+
+
+@pytest.fixture
+def patience(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let whoever waits for a connection or a lock have it, however slow the machine: where the order alone counts."""
+
+    def wait(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '60s'; SET statement_timeout = '60s'")
+        connection.commit()
+
+    with app.app_context():
+        monkeypatch.setattr(db.engine.pool, "_timeout", 60)
+        event.listen(db.engine, "connect", wait)
 
 
 @pytest.fixture

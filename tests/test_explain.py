@@ -26,9 +26,9 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     host.standing: ("m7",),
     sessions.active: ("m7",),
     sessions.start: ("m19999", MINUTES, PLACE, lambda _: PLACE, DEVICE),
-    sessions.has_profile: ("m7",),
+    sessions.prerequisites: ("m7",),
     sessions.end: ("m7", MINUTES),
-    sessions.extend: ("m7", MINUTES, MINUTES),
+    sessions.extend: ("m7", 15, MINUTES, MINUTES, "key"),
     sessions.end_due: (1000, timedelta(seconds=10)),
     sessions.claim_untold: (timedelta(seconds=10),),
     sessions.mark_told: (1,),
@@ -125,7 +125,7 @@ def test_no_statement_reads_a_table_from_end_to_end(
 
 def explainable(queries: list[str]) -> Iterator[str]:
     """Yield what explains the queries; one that is prepared, by the plan that is good for any values."""
-    opening = r'^((BEGIN|SET LOCAL [^;]*);\s*)+|^DECLARE "\w+" CURSOR WITHOUT HOLD FOR'
+    opening = r'^\s*((BEGIN|SAVEPOINT \w+|SET LOCAL [^;]*);\s*)+|^DECLARE "\w+" CURSOR WITHOUT HOLD FOR|;\s*COMMIT\s*$'
     statements = {re.sub(opening, "", query).strip() for query in queries}
     for query in {each for each in statements if not re.match("BEGIN|COMMIT|ROLLBACK|FETCH|CLOSE", each)}:
         if query.startswith("PREPARE "):

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ LATITUDE, LONGITUDE = 48.13715926, 11.57535897
 PLACE = {"duration": 15, "latitude": LATITUDE, "longitude": LONGITUDE}
 # The digits, to a decimetre, however they are scaled or written; the blurred point is hundreds of metres away.
 TRACE = re.compile(r"48[.,]?137159|11[.,]?575359")
+REFUSE = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON after_hours_sessions FOR EACH ROW EXECUTE FUNCTION refuse()"""
 
 
 def everything_in(redis: Redis) -> str:
@@ -99,8 +103,7 @@ def test_no_failure_tells_a_place(
     # The statement itself fails: a device cannot be stored, the row is refused, a table is missing.
     for breakage in (
         "DROP TABLE device_fingerprints",
-        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
-           CREATE TRIGGER refuse BEFORE INSERT ON after_hours_sessions FOR EACH ROW EXECUTE FUNCTION refuse()""",
+        REFUSE,
         "DROP TABLE after_hours_profiles",
     ):
         factory.execute(breakage)
@@ -120,10 +123,54 @@ def test_no_failure_tells_a_place(
         "events": TRACE.findall(str(events())),
     }
     assert not any(found.values()), found
-    # Nor has the log both halves of a place, of which one is noise: no two of its numbers make it.
-    halves = {int(number) for number in re.findall(r"\d{16,19}", log)}
-    assert halves
-    assert not {one ^ other for one in halves for other in halves} & {round(LATITUDE * 1e8), round(LONGITUDE * 1e8)}
+    assert not solve(log)
+
+
+def solve(log: str) -> bool:
+    """Tell whether whoever has the log can find the place, by numbers of it that mask one another."""
+    noise = {int(number) for number in re.findall(r"\d{12,19}", log)}
+    noise |= {int(part, 16) for part in re.findall(r"[0-9a-f]{12}", log)}
+    noise |= {uuid.UUID(found).int >> 80 for found in re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", log)}
+    assert noise
+    north, east = round(LATITUDE * 1e8), round(LONGITUDE * 1e8)
+    above = 180 * 10**8
+    sought = {north, east, north + above, east + above, north ^ east, (north + above) ^ (east + above)}
+    return not sought.isdisjoint({0 ^ one for one in noise} | {one ^ other for one in noise for other in noise})
+
+
+@pytest.mark.parametrize(
+    ("failing", "breakage"),
+    [
+        ("EXECUTE after_hours_", "ALTER TABLE after_hours_sessions RENAME COLUMN fuzzed_latitude TO f"),
+        ("EXECUTE after_hours_", REFUSE),
+        ("SAVEPOINT device", "ALTER TABLE device_fingerprints ADD CHECK (device_id = '') NOT VALID"),
+    ],
+    ids=["the first statement", "the second", "the third"],
+)
+def test_no_single_failing_statement_lets_the_place_be_solved_for(
+    app: Flask, factory: Factory, postgresql_log: Callable[[], str], failing: str, breakage: str
+) -> None:
+    """With everything that PostgreSQL may log of it: every statement, parameters whole, who waits for whom."""
+    database = factory.execute("SELECT current_database() AS name")[0].name
+    for setting in ("log_statement = 'all'", "log_parameter_max_length_on_error = -1", "log_lock_waits = on"):
+        factory.execute(f"ALTER DATABASE {database} SET {setting}")
+    app.testing = False
+    client = app.test_client()
+    body = PLACE | {"deviceFingerprint": {"deviceId": "d"}}
+    # Its statements are prepared by now.
+    assert client.post(URL, json=body | {"latitude": 1.5}, headers=bearer(factory.member())).status_code == 201
+    factory.execute(breakage)
+    answer = client.post(URL, json=body, headers=bearer(member := factory.member()))
+    assert answer.status_code == (201 if failing == "SAVEPOINT device" else 500)
+    deadline = time.monotonic() + 30
+    while (
+        not (failed := re.search(rf"STATEMENT:\s+.*{failing}", log := postgresql_log())) and time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    assert failed
+    assert member in log
+    assert not TRACE.search(log)
+    assert not solve(log)
 
 
 def factory_member(factory: Factory) -> str:

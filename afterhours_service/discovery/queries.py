@@ -157,13 +157,22 @@ _HAS_DECLINED = f"""
 
 # A decline that is made anew, its memory over, begins anew: also for the nightly cleanup, which looks at created_at and
 # would delete it with the session it hangs on.
+# The member's row is locked before the session's, which the foreign key would lock first; an erasure is waited for.
 _DECLINE = """
-    INSERT INTO after_hours_declines AS d (session_id, user_id, declined_user_id, last_session_id)
-    VALUES (%(session_id)s, %(member_id)s, %(other_id)s, %(session_id)s)
-    ON CONFLICT (user_id, declined_user_id) DO UPDATE
-    SET session_id = EXCLUDED.session_id, last_session_id = EXCLUDED.session_id, created_at = EXCLUDED.created_at,
-        decline_count = coalesce(d.decline_count, 1) + 1
-    WHERE coalesce(d.last_session_id, d.session_id) <> EXCLUDED.session_id
+    WITH member AS MATERIALIZED (
+        SELECT FROM users WHERE id = %(member_id)s FOR KEY SHARE
+    ), mine AS MATERIALIZED (
+        SELECT s.id FROM after_hours_sessions AS s
+        WHERE s.id = %(session_id)s AND (SELECT count(*) FROM member) = 1 FOR KEY SHARE
+    ), declined AS (
+        INSERT INTO after_hours_declines AS d (session_id, user_id, declined_user_id, last_session_id)
+        SELECT id, %(member_id)s, %(other_id)s, id FROM mine
+        ON CONFLICT (user_id, declined_user_id) DO UPDATE
+        SET session_id = EXCLUDED.session_id, last_session_id = EXCLUDED.session_id, created_at = EXCLUDED.created_at,
+            decline_count = coalesce(d.decline_count, 1) + 1
+        WHERE coalesce(d.last_session_id, d.session_id) <> EXCLUDED.session_id
+    )
+    SELECT count(*) FROM mine
 """
 
 _TAKE_BACK = "DELETE FROM after_hours_declines WHERE user_id = %(member_id)s AND declined_user_id = %(other_id)s"
@@ -213,9 +222,13 @@ def has_declined(me: Asker, other_id: str) -> bool:
     return bool(declined)
 
 
-def decline(me: Asker, other_id: str) -> None:
-    """Hide the two from each other from now on. Raises IntegrityError when one of them is gone."""
-    run(_DECLINE, **_pair(me, other_id))
+def decline(me: Asker, other_id: str) -> bool:
+    """Hide the two from each other from now on; false when my session was deleted.
+
+    Raises IntegrityError when the other member is gone.
+    """
+    [(sessions,)] = run(_DECLINE, **_pair(me, other_id))
+    return bool(sessions)
 
 
 def take_back(me: Asker, other_id: str) -> None:

@@ -82,9 +82,11 @@ def decline(member_id: str, other_id: str) -> None:
     if not queries.is_seen(me, other_id, _lead()):
         raise errors.MemberNotFound
     try:
-        queries.decline(me, other_id)
-    except IntegrityError as error:  # one of us is gone since
+        mine = queries.decline(me, other_id)
+    except IntegrityError as error:  # they are gone since
         raise errors.MemberNotFound from error
+    if not mine:  # erased since
+        raise errors.SessionRequired
 
 
 def take_back(member_id: str, other_id: str) -> None:

@@ -52,6 +52,7 @@ _EXPORT = {
     "sessions": """
         SELECT id, created_at, started_at, expires_at, ended_at, warned_at,
             fuzzed_latitude AS blurred_latitude, fuzzed_longitude AS blurred_longitude,
+            extension_key, extension_minutes, extension_expires_at,
             CAST(discovery_key AS text), CAST(discovery_wish AS text)
         FROM after_hours_sessions WHERE user_id = :member_id ORDER BY started_at, id""",
     "declines": """

@@ -73,6 +73,11 @@ class ExportedSessionSchema(CamelCaseSchema):
     warned_at = UtcDateTime(allow_none=True)
     blurred_latitude = fields.Float()
     blurred_longitude = fields.Float()
+    extension_key = fields.String(
+        allow_none=True, metadata={"description": "the last Idempotency-Key of an extension, and what was answered"}
+    )
+    extension_minutes = fields.Integer(allow_none=True)
+    extension_expires_at = UtcDateTime(allow_none=True)
     discovery_key = fields.String(
         allow_none=True,
         metadata={"description": "by which others find it: the blurred point, gender, gender sought, age"},

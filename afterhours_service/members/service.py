@@ -8,6 +8,7 @@ from typing import Any
 
 from afterhours_service import errors
 from afterhours_service.extensions import db
+from afterhours_service.host import lock_erasure
 from afterhours_service.log import get_logger
 from afterhours_service.members import queries, schemas
 from afterhours_service.members.queries import Consent
@@ -65,6 +66,7 @@ def erase(member_id: str, reason: str = "user") -> None:
 
     reason: that of the session's end, `user` or `operator`.
     """
+    lock_erasure(member_id)
     queries.lock(member_id)
     ended = queries.end_session(member_id, sessions.LEASE)
     key = queries.erase(member_id)

@@ -22,7 +22,7 @@ def get_locked(member_id: str) -> Preferences | None:
 
 
 def create(member_id: str, values: Mapping[str, Any]) -> Preferences | None:
-    """Insert preferences; None when there are some. Raises IntegrityError when the member is gone."""
+    """Insert preferences; None when there are some."""
     statement = insert(Preferences).values(user_id=member_id, **values).on_conflict_do_nothing().returning(Preferences)
     return db.session.scalar(statement)
 

@@ -15,7 +15,7 @@ blueprint = Blueprint(
 @blueprint.route("", methods=["POST"])
 @blueprint.arguments(schemas.ChangesSchema)
 @blueprint.response(201, schemas.PreferencesResponse)
-@blueprint.fails(errors.PreferencesExist)
+@blueprint.fails(errors.PreferencesExist, errors.ErasureInProgress)
 def create_preferences(body: dict[str, Any]) -> dict[str, Any]:
     """Make preferences; what is left out gets a default that fits the main profile."""
     return {"preferences": service.create(current_member_id(), body)}

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError
-
-from afterhours_service import errors
+from afterhours_service import access, errors
 from afterhours_service.extensions import db
 from afterhours_service.preferences import queries, rules
 from afterhours_service.preferences.models import AfterHoursPreferences as Preferences
@@ -14,15 +12,12 @@ from afterhours_service.preferences.models import AfterHoursPreferences as Prefe
 def create(member_id: str, given: Mapping[str, Any]) -> Preferences:
     """Make the member's preferences, with defaults for what is not given.
 
-    Raises PreferencesExist, ValidationFailed (an empty age range) or VerificationRequired (the member is gone).
+    Raises PreferencesExist, ValidationFailed (an empty age range), or as `access.hold_to_create`.
     """
+    access.hold_to_create(member_id)
     values = {"seeking_gender": rules.likely_seeking(*queries.main_profile_says(member_id)), **rules.DEFAULTS, **given}
     _require_ages_fit(values["min_age"], values["max_age"])
-    try:
-        preferences = queries.create(member_id, values)
-    except IntegrityError as error:
-        db.session.rollback()
-        raise errors.VerificationRequired from error
+    preferences = queries.create(member_id, values)
     db.session.commit()
     if preferences is None:
         raise errors.PreferencesExist
@@ -40,8 +35,9 @@ def get(member_id: str) -> Preferences:
 def update(member_id: str, changes: Mapping[str, Any]) -> Preferences:
     """Change what is given, and keep the rest.
 
-    Raises PreferencesNotFound, or ValidationFailed when the age range would be empty.
+    Raises PreferencesNotFound, ValidationFailed (the age range would be empty), or as `access.hold`.
     """
+    access.hold(member_id)  # a trigger writes to the session: the member first
     stored = queries.get_locked(member_id)
     if stored is None:
         raise errors.PreferencesNotFound

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from uuid import uuid4
 
-from afterhours_service import errors
+from afterhours_service import access, errors
 from afterhours_service.extensions import db, give_back
 from afterhours_service.log import get_logger
 from afterhours_service.profiles import queries
@@ -28,12 +28,14 @@ _HAS_THUMBNAIL = re.compile(r"/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-photo\.
 def upload(member_id: str, data: bytes) -> str:
     """Store a photo and its thumbnail, name them in the profile, and return the photo's key.
 
-    Raises ProfileNotFound, FileTooLarge, InvalidImage, PhotoNotAllowed or StorageUnavailable; then nothing is left
+    Raises ProfileNotFound, FileTooLarge, InvalidImage, PhotoNotAllowed or StorageUnavailable, or as `access.hold`; then
+    nothing is left
     behind.
     """
     if len(data) > MAX_BYTES:
         raise errors.FileTooLarge
-    if not queries.get(member_id):
+    profile = queries.get(member_id)
+    if not profile:
         raise errors.ProfileNotFound
     db.session.rollback()  # no transaction is open while pictures are made and sent,
     give_back()  # and no connection is held
@@ -51,7 +53,11 @@ def upload(member_id: str, data: bytes) -> str:
     try:
         storage.put(key, made.image, JPEG)
         storage.put(thumbnail_key(key), made.thumbnail, JPEG)
-        found, old = queries.set_photo(member_id, key, made.phash)
+        access.hold(member_id)  # meanwhile the member may have erased everything, and begun anew
+        now = queries.get(member_id)
+        if now is None or now.created_at != profile.created_at:
+            raise errors.ProfileNotFound
+        _, old = queries.set_photo(member_id, key, made.phash)
         db.session.commit()
     except Exception as error:
         db.session.rollback()
@@ -60,9 +66,6 @@ def upload(member_id: str, data: bytes) -> str:
             logger.warning("storage unavailable", error=str(error))
             raise errors.StorageUnavailable from error
         raise
-    if not found:  # the profile was deleted meanwhile
-        _remove(key)
-        raise errors.ProfileNotFound
     if old:
         _remove(old)
     return key

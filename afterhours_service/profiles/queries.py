@@ -73,7 +73,7 @@ def get(member_id: str) -> Profile | None:
 
 
 def create(member_id: str, description: str | None) -> Profile | None:
-    """Insert a profile; None when there is one. Raises IntegrityError when the member is gone."""
+    """Insert a profile; None when there is one."""
     return _one(_CREATE, member_id=member_id, description=description)
 
 

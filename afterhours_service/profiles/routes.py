@@ -18,7 +18,7 @@ blueprint = Blueprint("profile", __name__, url_prefix="/profile", description="W
 @blueprint.route("", methods=["POST"])
 @blueprint.arguments(schemas.DescriptionSchema)
 @blueprint.response(201, schemas.ProfileResponse)
-@blueprint.fails(errors.ProfileExists)
+@blueprint.fails(errors.ProfileExists, errors.ErasureInProgress)
 def create_profile(body: dict[str, Any]) -> dict[str, Any]:
     """Make the After Hours profile, without which nobody goes live."""
     return _answer(service.create(current_member_id(), body.get("description")))

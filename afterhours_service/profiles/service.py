@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError
-
-from afterhours_service import errors
+from afterhours_service import access, errors
 from afterhours_service.extensions import db
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.queries import Profile
@@ -13,13 +11,10 @@ from afterhours_service.profiles.queries import Profile
 def create(member_id: str, description: str | None) -> Profile:
     """Make the member's profile.
 
-    Raises ProfileExists, or VerificationRequired when the member is gone.
+    Raises ProfileExists, or as `access.hold_to_create`.
     """
-    try:
-        profile = queries.create(member_id, description)
-    except IntegrityError as error:
-        db.session.rollback()
-        raise errors.VerificationRequired from error
+    access.hold_to_create(member_id)
+    profile = queries.create(member_id, description)
     db.session.commit()
     if profile is None:
         raise errors.ProfileExists

@@ -53,7 +53,7 @@ def show_session(user: str, as_json: bool) -> None:
 def extend_session(user: str, minutes: str, as_json: bool) -> None:
     """Give the active session of USER more MINUTES."""
     try:
-        session = service.extend(user, int(minutes))
+        session = service.extend(user, int(minutes)).session
     except NoActiveSession as error:
         raise _none_active(user) from error
     _write(session, as_json)

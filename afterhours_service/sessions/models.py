@@ -87,6 +87,10 @@ class AfterHoursSession(Base):
     fuzzed_latitude: Mapped[Decimal] = mapped_column(LATITUDE)
     fuzzed_longitude: Mapped[Decimal] = mapped_column(LONGITUDE)
     created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+    # The last Idempotency-Key that came with an extension, and what was answered.
+    extension_key: Mapped[str | None] = mapped_column(String(64))
+    extension_minutes: Mapped[int | None]
+    extension_expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
     # Who can be found here, and whom they would like; triggers keep both, discovery reads them.
     discovery_key: Mapped[str | None] = mapped_column(Cube)
     discovery_wish: Mapped[str | None] = mapped_column(Cube)

@@ -4,15 +4,19 @@ The time is the database's: `clock_timestamp()` where a row's lock may be waited
 index is to be used; never `now()`, which is the moment the transaction began.
 """
 
-import secrets
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+import psycopg2
+
 from afterhours_service.extensions import cursor, execute, run
 from afterhours_service.location import Point
+from afterhours_service.log import get_logger
 from afterhours_service.sessions import rules
+
+logger = get_logger(__name__)
 
 
 class Session(NamedTuple):
@@ -31,14 +35,34 @@ class Session(NamedTuple):
         return rules.remaining_seconds(self.expires_at, self.now)
 
 
+class Extension(NamedTuple):
+    """What an extension answers: until when the session lasts, and how many minutes were added.
+
+    before: the expiry that the session has left; None when the request repeats one that was answered already.
+    """
+
+    session: Session
+    minutes: int
+    before: datetime | None
+    needed: set[int]  # as in Left
+
+
 class Left(NamedTuple):
-    """A session that has left its expiry, by an end or an extension, and who still needs that one's seconds.
+    """A session that has left its expiry by an end, and who still needs that one's seconds.
 
     needed: those of the expiry's and its warning's seconds, since the epoch, at which another session needs a timer.
     """
 
     session: Session
     needed: set[int]
+
+
+class Prerequisites(NamedTuple):
+    """What else a start needs, apart from there being no active session."""
+
+    exists: bool
+    consents: bool
+    has_profile: bool
 
 
 class Untold(NamedTuple):
@@ -60,10 +84,16 @@ class Census(NamedTuple):
 
 
 _DEGREE = 10**8  # the columns' last decimal
-_MASK_BITS = 62  # within a bigint
+_ABOVE_ZERO = 180 * _DEGREE  # a negative number would show its sign through the mask
+_MASK_BITS = 48  # of a coordinate's 36
+# SQLSTATE classes: bad data, a constraint, no such table or no right to it, an exception that a trigger raised. Trying
+# again does not help; after a lock wait, a deadlock or a cancelled statement it does.
+_FINGERPRINTS_OWN = {"22", "23", "42", "P0"}
 
 # What reads many rows is planned for the table as it is: the plan that a connection made while it was empty won't do.
 _PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan;"
+
+REMEMBERED = 1000  # of a member's sessions, the latest: as many as a start reads
 
 # Those of a Session, in its order.
 COLUMNS = "id, user_id, started_at, expires_at, ended_at, clock_timestamp() AS now"
@@ -73,27 +103,31 @@ _ACTIVE = f"""
     WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
 """
 
-REMEMBERED = 1000  # of a member's sessions, the latest: as many as a start reads
-
 # The latest sessions are taken in the index's order, not collected and sorted.
 _IN_ORDER = "SET LOCAL enable_sort = off;"
 
-# The member's latest retained sessions, and the mask for the place that comes with the next statement.
+# First the member's row, as everything that locks more than a session does: a withdrawal or an erasure under way is
+# waited for, and the next statement sees what it left. Then the points of the member's latest sessions, and noise to
+# mask the next statement's place with, which the server makes so that no statement names it.
 _PREPARE_START = f"""
-    SELECT set_config('after_hours.mask', %(mask)s, true), (
+    WITH member AS MATERIALIZED (
+        SELECT FROM users WHERE id = %(member_id)s FOR KEY SHARE
+    ), made AS MATERIALIZED (
+        SELECT gen_random_uuid()::text AS noise
+    )
+    SELECT set_config('after_hours.noise', noise, true), (SELECT count(*) FROM member), (
         SELECT array_agg(DISTINCT ARRAY[fuzzed_latitude, fuzzed_longitude]::float8[])
         FROM (
-            SELECT fuzzed_latitude, fuzzed_longitude FROM after_hours_sessions
-            WHERE user_id = %(member_id)s ORDER BY started_at DESC LIMIT {REMEMBERED}
+            SELECT fuzzed_latitude, fuzzed_longitude FROM after_hours_sessions WHERE user_id = %(member_id)s
+            ORDER BY started_at DESC LIMIT {REMEMBERED}
         ) AS latest
-    )
+    ) FROM made
 """
 
 # In one statement: a session that ran out is ended, lest it block the new one; the new one is inserted, its expiry
-# rounded up to a whole second, so that it is never shorter than its member chose; its device is stored.
-# The count lets the insert wait for the update. The locks, one of which the foreign key takes anyway, let it wait for a
-# withdrawal of consent or an erasure under way, and then see it.
-_START_PARTS = f"""
+# rounded up to a whole second, so that it is never shorter than its member chose.
+# The count lets the insert wait for the update.
+_START = f"""
     WITH ran_out AS (
         UPDATE after_hours_sessions SET ended_at = expires_at
         WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at <= clock_timestamp()
@@ -104,26 +138,37 @@ _START_PARTS = f"""
         INSERT INTO after_hours_sessions
             (user_id, started_at, expires_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
         SELECT %(member_id)s, now, date_trunc('second', now + %(length)s + interval '999999 microseconds'),
-            (%(masked_latitude)s # mask) / 1e8, (%(masked_longitude)s # mask) / 1e8,
+            ((%(masked_latitude)s # latitude_mask) - {_ABOVE_ZERO}) / 1e8,
+            ((%(masked_longitude)s # longitude_mask) - {_ABOVE_ZERO}) / 1e8,
             %(blurred_latitude)s, %(blurred_longitude)s
-        FROM (SELECT statement_timestamp() AS now, current_setting('after_hours.mask')::bigint AS mask) AS given
-        WHERE EXISTS (SELECT FROM users WHERE id = %(member_id)s AND after_hours_consent FOR KEY SHARE)
-            AND EXISTS (SELECT FROM after_hours_profiles WHERE user_id = %(member_id)s FOR KEY SHARE)
+        FROM (
+            SELECT statement_timestamp() AS now,
+                ('x' || left(noise, {_MASK_BITS // 4}))::bit({_MASK_BITS})::bigint AS latitude_mask,
+                ('x' || right(noise, {_MASK_BITS // 4}))::bit({_MASK_BITS})::bigint AS longitude_mask
+            FROM replace(current_setting('after_hours.noise'), '-', '') AS noise
+        ) AS given
+        WHERE EXISTS (SELECT FROM users WHERE id = %(member_id)s AND after_hours_consent)
+            AND EXISTS (SELECT FROM after_hours_profiles WHERE user_id = %(member_id)s)
             AND (SELECT count(*) FROM ran_out) >= 0
         ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
         RETURNING {COLUMNS}
-    )"""
-_FINGERPRINT = """, fingerprint AS (
-        INSERT INTO device_fingerprints (user_id, session_id, device_id, device_model, platform)
-        SELECT user_id, id, %(device_id)s, %(device_model)s, %(platform)s FROM started
-    )"""
-_START_RESULT = """
+    )
     SELECT * FROM ran_out UNION ALL SELECT * FROM started
 """
-_START = _START_PARTS + _START_RESULT
-_START_WITH_DEVICE = _START_PARTS + _FINGERPRINT + _START_RESULT
 
-_HAS_PROFILE = "SELECT EXISTS (SELECT FROM after_hours_profiles WHERE user_id = %(member_id)s)"
+# With the commit in one round trip. The savepoint tells whether it was the fingerprint that failed.
+_STORE_DEVICE_AND_COMMIT = """
+    SAVEPOINT device;
+    INSERT INTO device_fingerprints (user_id, session_id, device_id, device_model, platform)
+    VALUES (%(user_id)s, CAST(%(session_id)s AS uuid), %(device_id)s, %(device_model)s, %(platform)s);
+    COMMIT
+"""
+
+_PREREQUISITES = """
+    SELECT users.id IS NOT NULL, after_hours_consent IS TRUE,
+        EXISTS (SELECT FROM after_hours_profiles WHERE user_id = %(member_id)s)
+    FROM (SELECT) AS nobody LEFT JOIN users ON id = %(member_id)s
+"""
 
 
 def _needed(seconds: str, others: str = "") -> str:
@@ -160,12 +205,25 @@ _END = f"""
     RETURNING {COLUMNS}, {_needed_by_others("mine.expires_at")}
 """
 
+# The last key, and what it was answered, is kept; an extension without one leaves both. Who comes with that key once
+# more matches no row, also when they have waited for the first one's lock.
+_EXTENDED = "date_trunc('second', expires_at + CAST(%(length)s AS interval) + interval '999999 microseconds')"
+_KEYED = "CAST(%(key)s AS text) IS NOT NULL"
 _EXTEND = f"""
     UPDATE after_hours_sessions AS mine
-    SET expires_at = date_trunc('second', expires_at + CAST(%(length)s AS interval) + interval '999999 microseconds'),
-        warned_at = NULL
+    SET expires_at = {_EXTENDED},
+        warned_at = NULL,
+        extension_key = coalesce(CAST(%(key)s AS text), extension_key),
+        extension_minutes = CASE WHEN {_KEYED} THEN CAST(%(minutes)s AS integer) ELSE extension_minutes END,
+        extension_expires_at = CASE WHEN {_KEYED} THEN {_EXTENDED} ELSE extension_expires_at END
     WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
+        AND NOT ({_KEYED} AND extension_key IS NOT DISTINCT FROM %(key)s)
     RETURNING {COLUMNS}, {_needed_by_others("mine.expires_at - CAST(%(length)s AS interval)")}
+"""
+_REPEATED = """
+    SELECT id, user_id, started_at, extension_expires_at, ended_at, clock_timestamp(), extension_minutes
+    FROM after_hours_sessions
+    WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp() AND extension_key = %(key)s
 """
 
 # SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
@@ -251,42 +309,42 @@ def start(
     """Start a session and store its device; a refused start changes nothing.
 
     blur: returns the point to show, given the blurred points of the retained sessions. Returns the member's session
-    that had run out, which is yet to be told of, and the new one: None when the member has no profile, or a session
-    already. Raises IntegrityError when the member is gone.
+    that had run out, which is yet to be told of, and the new one; None when it was refused, as `prerequisites` or an
+    active session tells. A fingerprint that cannot be stored is left out. When that was a matter of luck (a lock, a
+    deadlock) the start fails with it, to be tried again.
 
-    PostgreSQL logs a statement that fails, values included. So the place crosses in two halves, one of them noise: the
-    log never has both, as the first failure ends the transaction.
+    PostgreSQL logs a statement that fails, values included. So each coordinate crosses under a mask of its own, which
+    the server has made and no statement names.
     """
-    mask = secrets.randbits(_MASK_BITS)
-    device = device or {}
     with cursor() as opened:
-        execute(opened, _PREPARE_START, before=f"BEGIN; {_IN_ORDER}", member_id=member_id, mask=str(mask))
-        [(_, points)] = opened.fetchall()
+        execute(opened, _PREPARE_START, before=f"BEGIN; {_IN_ORDER}", member_id=member_id)
+        [(random_uuid, _, points)] = opened.fetchall()
+        noise = uuid.UUID(random_uuid).int
         blurred = blur([Point(*point) for point in points or []])
         execute(
             opened,
-            _START_WITH_DEVICE if any(device.values()) else _START,
+            _START,
             member_id=member_id,
             length=length,
-            masked_latitude=round(exact.latitude * _DEGREE) ^ mask,
-            masked_longitude=round(exact.longitude * _DEGREE) ^ mask,
+            masked_latitude=_masked(exact.latitude, noise >> 128 - _MASK_BITS),
+            masked_longitude=_masked(exact.longitude, noise & (1 << _MASK_BITS) - 1),
             blurred_latitude=blurred.latitude,
             blurred_longitude=blurred.longitude,
-            device_id=device.get("device_id"),
-            device_model=device.get("device_model"),
-            platform=device.get("platform"),
         )
         rows = [Session(*row) for row in opened.fetchall()]
         ran_out = next((row for row in rows if row.ended_at), None)
         started = next((row for row in rows if not row.ended_at), None)
-        opened.execute("COMMIT" if started else "ROLLBACK")
+        if started and device and any(device.values()):
+            _store_device_and_commit(opened, started, device)
+        else:
+            opened.execute("COMMIT" if started else "ROLLBACK")
     return ran_out, started
 
 
-def has_profile(member_id: str) -> bool:
-    """Tell whether the member has an After Hours profile."""
-    [(found,)] = run(_HAS_PROFILE, member_id=member_id)
-    return bool(found)
+def prerequisites(member_id: str) -> Prerequisites:
+    """Return whether the member may start: they exist, consent, and have an After Hours profile."""
+    [row] = run(_PREREQUISITES, member_id=member_id)
+    return Prerequisites(*row)
 
 
 def end(member_id: str, lead: timedelta) -> Left | None:
@@ -294,12 +352,21 @@ def end(member_id: str, lead: timedelta) -> Left | None:
     return _left(_END, member_id=member_id, lead=lead)
 
 
-def extend(member_id: str, length: timedelta, lead: timedelta) -> Left | None:
+def extend(
+    member_id: str, minutes: int, length: timedelta, lead: timedelta, key: str | None = None
+) -> Extension | None:
     """Move the expiry of the member's active session by `length`; extensions at the same time add up.
 
-    lead: how long before an expiry its warning comes.
+    minutes: `length` as the member put it. lead: how long before an expiry its warning comes. key: the one that came
+    last with this session extends it no more, and gets the answer it got.
     """
-    return _left(_EXTEND, member_id=member_id, length=length, lead=lead)
+    given = {"member_id": member_id, "minutes": minutes, "length": length, "lead": lead}
+    if left := _left(_EXTEND, **given, key=key):
+        return Extension(left.session, minutes, left.session.expires_at - length, left.needed)
+    if key is None:
+        return None
+    rows = run(_REPEATED, member_id=member_id, key=key)
+    return next((Extension(Session(*row), answered, None, set()) for *row, answered in rows), None)
 
 
 def end_due(batch: int, lease: timedelta) -> Untold:
@@ -356,6 +423,23 @@ def now() -> datetime:
     moment: datetime
     [(moment,)] = run("SELECT clock_timestamp()")
     return moment
+
+
+def _masked(degrees: float, mask: int) -> int:
+    return (round(degrees * _DEGREE) + _ABOVE_ZERO) ^ mask
+
+
+def _store_device_and_commit(
+    opened: psycopg2.extensions.cursor, started: Session, device: Mapping[str, str | None]
+) -> None:
+    given = {name: device.get(name) for name in ("device_id", "device_model", "platform")}
+    try:
+        opened.execute(_STORE_DEVICE_AND_COMMIT, {"user_id": started.user_id, "session_id": str(started.id), **given})
+    except psycopg2.Error as error:
+        if (error.pgcode or "")[:2] not in _FINGERPRINTS_OWN:
+            raise
+        logger.warning("fingerprint not stored", error=type(error).__name__)
+        opened.execute("ROLLBACK TO SAVEPOINT device; COMMIT")
 
 
 def _one(statement: str, **parameters: Any) -> Session | None:

@@ -31,13 +31,15 @@ def end_session() -> dict[str, Any]:
 
 
 @blueprint.route("/extend", methods=["POST"])
+@blueprint.arguments(schemas.IdempotencySchema, location="headers")
 @blueprint.arguments(schemas.ExtendSchema)
 @blueprint.response(200, schemas.ExtendResponse)
 @blueprint.fails(errors.NoActiveSession)
-def extend_session(body: dict[str, Any]) -> dict[str, Any]:
+def extend_session(headers: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     """Stay 15, 30 or 60 minutes longer."""
-    minutes = body["additional_minutes"]
-    session = service.extend(current_member_id(), minutes)
+    session, minutes, *_ = service.extend(
+        current_member_id(), body["additional_minutes"], headers.get("idempotency_key")
+    )
     return {"session": {"id": session.id, "expires_at": session.expires_at, "extended_by_minutes": minutes}}
 
 

@@ -1,5 +1,6 @@
 """What clients send and see of a session."""
 
+import marshmallow as ma
 from marshmallow import fields, validate
 
 from afterhours_service.schemas import CamelCaseSchema, SafeString, StrictFloat, StrictInteger, UtcDateTime, envelope
@@ -34,6 +35,24 @@ class ExtendSchema(CamelCaseSchema):
     """A wish to stay longer."""
 
     additional_minutes = StrictInteger(required=True, validate=_MINUTES, metadata=_IN_MINUTES)
+
+
+class IdempotencySchema(ma.Schema):
+    """The headers of a request that may be repeated."""
+
+    class Meta:
+        """Any other header is somebody else's."""
+
+        unknown = ma.EXCLUDE
+
+    idempotency_key = fields.String(
+        data_key="Idempotency-Key",
+        validate=validate.Regexp(r"^[ -~]{1,64}$", error="Must be 1 to 64 printable ASCII characters."),
+        metadata={
+            "description": "Made up by the client for one extension: repeated with the same key, it extends the session"
+            " once and answers the same."
+        },
+    )
 
 
 class StartedSchema(CamelCaseSchema):

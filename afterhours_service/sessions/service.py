@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from flask import current_app
 from flask.ctx import AppContext
-from psycopg2.errors import ForeignKeyViolation, QueryCanceled
+from psycopg2.errors import ForeignKeyViolation
+from psycopg2.extensions import TransactionRollbackError
 from redis.client import Pipeline
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -19,7 +20,7 @@ from afterhours_service.log import get_logger
 from afterhours_service.queue import after_commit, current_redis, send
 from afterhours_service.runs import recorded
 from afterhours_service.sessions import deadlines, queries, rules
-from afterhours_service.sessions.queries import Session, Untold
+from afterhours_service.sessions.queries import Extension, Session, Untold
 from afterhours_service.sessions.schemas import ActiveSchema
 
 logger = get_logger(__name__)
@@ -46,7 +47,8 @@ def status(member_id: str) -> Session | None:
 def start(member_id: str, minutes: int, place: Point, device: Device | None) -> Session:
     """Let a member go live at a place, for some minutes.
 
-    Raises ProfileRequired, VerificationRequired (the member is gone) or SessionAlreadyActive.
+    Raises VerificationRequired (the member is gone), ConsentRequired (withdrawn since the gate), ProfileRequired or
+    SessionAlreadyActive.
     """
     settings = current_settings()
     secret, length = settings.location_secret.encode(), rules.length(minutes, settings.minute_seconds)
@@ -60,10 +62,7 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
                 device,
             )
         except DBAPIError as error:
-            slow = isinstance(error.orig, QueryCanceled)  # not the device's fault
-            if device and not (error.connection_invalidated or slow):  # it must not block the start: again, without
-                logger.warning("fingerprint not stored", error=type(error.orig).__name__)
-                device = None
+            if isinstance(error.orig, TransactionRollbackError):  # a deadlock, and nothing was changed: again
                 continue
             if isinstance(error.orig, ForeignKeyViolation):  # the member was deleted since the gate
                 raise errors.VerificationRequired from error
@@ -71,10 +70,7 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
         if started:
             break
         # Refused: a session that ran out is left to whoever ends and announces it.
-        if not queries.has_profile(member_id):
-            raise errors.ProfileRequired
-        if other := queries.active(member_id):
-            raise errors.SessionAlreadyActive(session=ActiveSchema().dump(other))
+        _raise_refusal(member_id)
         # The other one ended between the two statements: look again.
     else:
         raise errors.ServiceUnavailable
@@ -89,23 +85,38 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
     return started
 
 
-def extend(member_id: str, minutes: int) -> Session:
+def _raise_refusal(member_id: str) -> None:
+    """Raise why a start was refused; return when there is no reason any more."""
+    prerequisites = queries.prerequisites(member_id)
+    if not prerequisites.exists:
+        raise errors.VerificationRequired
+    if not prerequisites.consents:
+        raise errors.ConsentRequired
+    if not prerequisites.has_profile:
+        raise errors.ProfileRequired
+    if other := queries.active(member_id):
+        raise errors.SessionAlreadyActive(session=ActiveSchema().dump(other))
+
+
+def extend(member_id: str, minutes: int, key: str | None = None) -> Extension:
     """Give the member's active session more minutes.
 
-    Raises NoActiveSession.
+    key: made up by the client for this extension; repeated on the same session it extends once and gets the same
+    answer. The session remembers its last one. Raises NoActiveSession.
     """
     length = rules.length(minutes, current_settings().minute_seconds)
-    left = queries.extend(member_id, length, deadlines.warning_lead())
-    if left is None:
+    extension = queries.extend(member_id, minutes, length, deadlines.warning_lead(), key)
+    if extension is None:
         raise errors.NoActiveSession
-    session = left.session
+    if extension.before is None:
+        return extension
+    session = extension.session
     metrics.SESSIONS_EXTENDED.inc()
-    before = session.expires_at - length
     with after_commit() as trip:
         deadlines.arm(trip, session.expires_at)
         _publish(trip, "session_extended", session, expiresAt=session.expires_at, extendedByMinutes=minutes)
-    deadlines.release(before, left.needed)
-    return session
+    deadlines.release(extension.before, extension.needed)
+    return extension
 
 
 def end(member_id: str, reason: str = "user") -> Session:

@@ -257,7 +257,7 @@ def test_a_start_that_waits_for_a_right_to_be_exercised_does_not_slip_through(
         other.commit()
         thread.join()
     other.close()
-    assert answers == [503 if right == "withdrawal" else 400]
+    assert answers == [403 if right == "withdrawal" else 400]
     assert start(client, member).json["code"] == ("CONSENT_REQUIRED" if right == "withdrawal" else "PROFILE_REQUIRED")
     assert factory.sessions(member) == []
 

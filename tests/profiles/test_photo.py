@@ -162,7 +162,7 @@ def test_a_storage_that_fails_half_way_leaves_nothing_half_done(
 
 @pytest.mark.parametrize("member_id", ["auth0|abc/../x", ".hidden", "ü" * 200, "a.b-c_d"])
 def test_any_member_id_has_a_folder_of_its_own(app: Flask, factory: Factory, member_id: str) -> None:
-    factory.execute("INSERT INTO users (id, provider) VALUES (%s, 'test')", member_id)
+    factory.execute("INSERT INTO users (id, provider, after_hours_consent) VALUES (%s, 'test', true)", member_id)
     factory.execute("INSERT INTO after_hours_profiles (user_id) VALUES (%s)", member_id)
     with app.app_context():
         key = photo.upload(member_id, jpeg())

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from psycopg2.errors import QueryCanceled
-from sqlalchemy.exc import OperationalError
+from redis import Redis
 
-from afterhours_service.sessions import queries, service
-from tests.factories import PLACE, Factory, bearer
+from afterhours_service.sessions import service
+from tests.factories import PLACE, Factory, bearer, scheduled
 from tests.wire import Wire
 
 API = "/api/after-hours/session"
@@ -25,9 +24,10 @@ def start(client: FlaskClient, member: str, minutes: int = 15, **others: Any) ->
     return client.post(f"{API}/start", json={"duration": minutes, **PLACE, **others}, headers=bearer(member))
 
 
-def extend(client: FlaskClient, member: str, minutes: int = 15) -> Any:
-    """Send an extension."""
-    return client.post(f"{API}/extend", json={"additionalMinutes": minutes}, headers=bearer(member))
+def extend(client: FlaskClient, member: str, minutes: int = 15, key: str | None = None) -> Any:
+    """Send an extension, with an Idempotency-Key or without."""
+    headers = bearer(member) | ({} if key is None else {"Idempotency-Key": key})
+    return client.post(f"{API}/extend", json={"additionalMinutes": minutes}, headers=headers)
 
 
 def end(client: FlaskClient, member: str, **how: Any) -> Any:
@@ -190,6 +190,43 @@ def test_extensions_add_up_without_limit(client: FlaskClient, factory: Factory) 
     assert status(client, member).json["session"]["expiresAt"] == session["expiresAt"]
 
 
+def test_an_extension_with_a_key_that_is_repeated_extends_once_and_answers_the_same(
+    client: FlaskClient, factory: Factory, events: Callable[[], list[dict[str, Any]]], redis: Redis
+) -> None:
+    member = factory.member()
+    start(client, member)
+    first = extend(client, member, 30, "k-1")
+    timers = scheduled(redis)
+    events()
+    for minutes in (30, 60):  # the key tells which extension it is, not the body
+        assert extend(client, member, minutes, "k-1").json == first.json
+    assert (events(), scheduled(redis)) == ([], timers)
+    # Without a key, or with another one, it is another extension.
+    expiry = moment(first.json["session"]["expiresAt"])
+    bare = extend(client, member)
+    assert moment(bare.json["session"]["expiresAt"]) == expiry + timedelta(minutes=15)
+    assert extend(client, member, 30, "k-1").json == first.json
+    other = extend(client, member, 60, "k-2")
+    assert moment(other.json["session"]["expiresAt"]) == expiry + timedelta(minutes=75)
+    assert extend(client, member, 60, "k-2").json == other.json
+    assert len(events()) == 2
+    [row] = factory.sessions(member)
+    assert row.expires_at == expiry + timedelta(minutes=75)
+
+
+def test_a_new_session_knows_no_key_of_the_old_one(client: FlaskClient, factory: Factory) -> None:
+    member, other = factory.member(), factory.member()
+    start(client, member)
+    extend(client, member, key="k")
+    end(client, member)
+    assert failure(extend(client, member, key="k")) == (404, "NO_ACTIVE_SESSION")
+    started = start(client, member).json["session"]
+    extended = extend(client, member, key="k").json["session"]
+    assert moment(extended["expiresAt"]) - moment(started["expiresAt"]) == timedelta(minutes=15)
+    start(client, other)
+    assert extend(client, other, key="k").status_code == 200  # nor does another member's
+
+
 def test_an_adopted_expiry_with_a_fraction_is_extended_to_a_whole_second(client: FlaskClient, factory: Factory) -> None:
     member = factory.member()
     factory.session(member)
@@ -301,11 +338,10 @@ def test_a_refused_start_stores_no_fingerprint(client: FlaskClient, factory: Fac
         "ALTER TABLE device_fingerprints ADD CHECK (platform = 'windows')",
         "ALTER TABLE device_fingerprints ALTER COLUMN device_model TYPE varchar(1)",
         "DROP TABLE device_fingerprints",
-        """CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
-           $$ BEGIN RAISE 'full' USING ERRCODE = 'disk_full'; END $$;
+        """CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$;
            CREATE TRIGGER fail BEFORE INSERT ON device_fingerprints FOR EACH ROW EXECUTE FUNCTION fail()""",
     ],
-    ids=["a check", "a length", "no table", "no room"],
+    ids=["a check", "a length", "no table", "a trigger"],
 )
 def test_a_fingerprint_that_cannot_be_stored_does_not_block_the_start(
     client: FlaskClient, factory: Factory, trouble: str
@@ -316,15 +352,22 @@ def test_a_fingerprint_that_cannot_be_stored_does_not_block_the_start(
     assert len(factory.sessions(member)) == 1
 
 
-def test_a_database_that_is_slow_costs_no_device(
-    client: FlaskClient, factory: Factory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def time_out(*_: Any) -> None:
-        raise OperationalError(None, None, QueryCanceled())
-
-    monkeypatch.setattr(queries, "start", time_out)
-    response = start(client, factory.member(), deviceFingerprint=WHOLE)
-    assert (response.status_code, response.json["code"]) == (503, "SERVICE_UNAVAILABLE")
+@pytest.mark.parametrize("sqlstate", ["55P03", "57014", "53100", "40001", "40P01"])
+def test_bad_luck_costs_no_fingerprint(client: FlaskClient, factory: Factory, sqlstate: str) -> None:
+    """A lock wait, a cancelled statement and a full disk fail the start with it; after a deadlock it is tried again."""
+    member = factory.member()
+    factory.execute(f"""
+        CREATE SEQUENCE tries;
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('tries') = 1 THEN RAISE 'bad luck' USING ERRCODE = '{sqlstate}'; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER fail BEFORE INSERT ON device_fingerprints FOR EACH ROW EXECUTE FUNCTION fail()""")
+    response = start(client, member, deviceFingerprint=WHOLE)
+    if not sqlstate.startswith("40"):
+        assert failure(response) == (503, "SERVICE_UNAVAILABLE")
+        assert factory.sessions(member) == []
+        response = start(client, member, deviceFingerprint=WHOLE)
+    assert response.status_code == 201
+    assert [row.device_id for row in factory.execute("SELECT device_id FROM device_fingerprints")] == ["A-1"]
 
 
 @pytest.mark.parametrize("overdue", [False, True])
@@ -337,4 +380,4 @@ def test_a_start_takes_three_round_trips_after_the_gate(
     assert start(client, factory.member(), deviceFingerprint=WHOLE).status_code == 201  # the statements are known now
     wire.queries.clear()
     assert start(client, member, deviceFingerprint=WHOLE).status_code == 201
-    assert [query.split()[0] for query in wire.queries] == ["EXECUTE", "BEGIN;", "EXECUTE", "COMMIT"]
+    assert [query.split()[0] for query in wire.queries] == ["EXECUTE", "BEGIN;", "EXECUTE", "SAVEPOINT"]

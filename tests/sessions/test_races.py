@@ -7,15 +7,16 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import event
 
-from afterhours_service.extensions import db
 from tests.factories import Factory
 from tests.sessions.test_life import end, extend, start, status
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 def at_once(app: Flask, *calls: Callable[..., Any], member: str) -> list[Any]:
@@ -29,20 +30,6 @@ def at_once(app: Flask, *calls: Callable[..., Any], member: str) -> list[Any]:
 
     with ThreadPoolExecutor(len(calls)) as threads:
         return list(threads.map(run, calls))
-
-
-@pytest.fixture(autouse=True)
-def patience(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let whoever waits for a connection or a lock have it, however slow the machine: here the order alone counts."""
-
-    def wait(connection: Any, _record: Any) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SET lock_timeout = '60s'; SET statement_timeout = '60s'")
-        connection.commit()
-
-    with app.app_context():
-        monkeypatch.setattr(db.engine.pool, "_timeout", 60)
-        event.listen(db.engine, "connect", wait)
 
 
 def codes(responses: list[Any]) -> Counter[int]:
@@ -69,6 +56,17 @@ def test_twenty_extensions_of_fifteen_add_three_hundred_minutes(app: Flask, fact
     [after] = factory.sessions(member)
     assert (after.expires_at - before.expires_at).total_seconds() == 300 * 60
     assert len({response.json["session"]["expiresAt"] for response in responses}) == 20
+
+
+def test_twenty_extensions_with_one_key_are_one(app: Flask, factory: Factory) -> None:
+    member = factory.member()
+    factory.session(member)
+    [before] = factory.sessions(member)
+    responses = at_once(app, *[partial(extend, key="k")] * 20, member=member)
+    assert codes(responses) == {200: 20}
+    [after] = factory.sessions(member)
+    assert (after.expires_at - before.expires_at).total_seconds() == 15 * 60
+    assert len({response.json["session"]["expiresAt"] for response in responses}) == 1
 
 
 def test_of_ten_ends_one_ends(app: Flask, factory: Factory) -> None:

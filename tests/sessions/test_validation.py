@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from afterhours_service.sessions.schemas import ExtendSchema, StartSchema
 from tests.factories import PLACE, Factory, bearer
-from tests.sessions.test_life import API, WHOLE
+from tests.sessions.test_life import API, WHOLE, extend
 
 GOOD = {"duration": 15, **PLACE}
 LEFT_OUT = object()
@@ -130,6 +130,24 @@ def test_a_whole_number_may_be_written_with_a_point(client: FlaskClient, factory
     assert extended.json["session"]["extendedByMinutes"] == 15
     refused = client.post(f"{API}/extend", data='{"additionalMinutes": 1e400}', headers=headers)
     assert refusal(refused) == ["additionalMinutes"]
+
+
+@pytest.mark.parametrize("key", ["", "k" * 65, "\x7f", "k\tk", "é", "\x01"], ids=ascii)
+def test_a_malformed_key_is_named(client: FlaskClient, factory: Factory, key: str) -> None:
+    member = factory.member()
+    factory.session(member)
+    before = factory.sessions(member)
+    assert refusal(extend(client, member, key=key)) == ["Idempotency-Key"]
+    assert factory.sessions(member) == before
+
+
+@pytest.mark.parametrize("key", ["k", "k" * 64, "a b", "~!{}\\\"',;%"], ids=ascii)
+def test_any_printable_ascii_is_a_key(client: FlaskClient, factory: Factory, key: str) -> None:
+    member = factory.member()
+    factory.session(member)
+    answers = [extend(client, member, key=key) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json == answers[1].json
 
 
 @pytest.mark.parametrize("route", ["start", "extend"])
