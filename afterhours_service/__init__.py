@@ -25,7 +25,15 @@ from afterhours_service import (
 from afterhours_service.blueprint import after_hours
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
-from afterhours_service.extensions import api, db, give_back, migrate, replace_closed_connections
+from afterhours_service.extensions import (
+    api,
+    connect_args,
+    db,
+    drop_lost_connections,
+    give_back,
+    migrate,
+    replace_closed_connections,
+)
 
 logger = log.get_logger(__name__)
 
@@ -50,24 +58,28 @@ def create_app(settings: Settings | None = None) -> Flask:
             "pool_timeout": 2,
             # An error's text is logged; where a member is must not be in it.
             "hide_parameters": True,
-            "connect_args": {
-                "connect_timeout": 3,
+            "connect_args": connect_args(
+                settings.database_url,
+                "statement_timeout=5s",
+                "lock_timeout=2s",
+                "idle_in_transaction_session_timeout=10s",
+                connect_timeout=3,
                 # A database host that vanished without a word is given up after so long, not after many minutes.
-                "keepalives_idle": 5,
-                "keepalives_interval": 2,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 10_000,  # milliseconds
-                "application_name": "after-hours",
-                "options": "-c statement_timeout=5s -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s",
-            },
+                keepalives_idle=5,
+                keepalives_interval=2,
+                keepalives_count=3,
+                tcp_user_timeout=10_000,  # milliseconds
+                application_name="after-hours",
+            ),
         },
     )
     app.extensions["after_hours_settings"] = settings
     db.init_app(app)
-    app.teardown_appcontext(_let_go)  # before the extension's own, which would raise
-    app.teardown_appcontext(give_back)
+    for teardown in (_let_go, give_back):  # before the extension's own, which would raise
+        app.teardown_appcontext(queue.only_logged("connection not given back")(teardown))
     with app.app_context():
         replace_closed_connections(db.engine)
+        drop_lost_connections(db.engine)
         metrics.watch_pool(db.engine)
     migrate.init_app(app, db, compare_type=True)
     queue.init_app(app, settings)
@@ -99,6 +111,11 @@ def _log_requests(app: Flask) -> None:
     @app.after_request
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
+        with queue.only_logged("request not counted"):
+            note(response)
+        return response
+
+    def note(response: Response) -> None:
         seconds = time.perf_counter() - g.started
         route = request.url_rule.rule if request.url_rule else None  # a path may hold anything
         code = g.get("error_code")
@@ -113,7 +130,6 @@ def _log_requests(app: Flask) -> None:
         method = request.method if route else "other"  # so may the method of a request for nothing
         metrics.REQUESTS.labels(method, route or "none", response.status_code, code or "").inc()
         metrics.REQUEST_SECONDS.labels(method, route or "none").observe(seconds)
-        return response
 
 
 def _let_go(_error: BaseException | None) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
+from afterhours_service.extensions import READ_ONLY
 from afterhours_service.log import get_logger
 
 logger = get_logger(__name__)
@@ -261,11 +262,19 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(Exception, _render_unexpected)
 
 
+# Classes of SQLSTATE, or codes, that say "this server cannot do it now": connection exceptions, no resources, an
+# operator or a time limit in between, a failure of its system, a lock or a turn that another had; and read-only.
+_AWAY = ("08", "53", "57", "58", "40", "55P03", "55006", "25P03", "25P04", READ_ONLY)
+
+
 def is_database_away(error: Exception) -> bool:
-    """Tell whether the database could not be reached, or gave up for time; trying again may help."""
-    if isinstance(error, DBAPIError):
-        return isinstance(error, OperationalError) or error.connection_invalidated
-    return isinstance(error, PoolTimeout)
+    """Tell whether the database could not be reached, takes no writes, or gave up for time; trying again may help."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, PoolTimeout)
+    code = getattr(error.orig, "pgcode", None)
+    if error.connection_invalidated or (code is None and isinstance(error, OperationalError)):
+        return True
+    return (code or "").startswith(_AWAY)
 
 
 def render(error: AppError, headers: Mapping[str, str] | None = None) -> Response:

@@ -7,11 +7,13 @@ from typing import Any
 
 from redis.client import Pipeline
 
+from afterhours_service.queue import PROBE
 from afterhours_service.schemas import isoformat
 
 CHANNEL = "after_hours:events"
 
-_PUBLISH_ALL = "for _, event in ipairs(ARGV) do redis.call('PUBLISH', KEYS[1], event) end"
+# The DEL does nothing but make a replica refuse: its subscribers are none, and the events would be taken for published.
+_PUBLISH_ALL = "redis.call('DEL', KEYS[2]) for _, event in ipairs(ARGV) do redis.call('PUBLISH', KEYS[1], event) end"
 
 
 def publish(pipeline: Pipeline, kind: str, member_id: str, **payload: Any) -> None:
@@ -30,7 +32,7 @@ def publish_all(pipeline: Pipeline, kind: str, payloads: Iterable[tuple[str, Map
     """
     now = isoformat(datetime.now(UTC))
     if events := [_event(kind, member_id, payload, now) for member_id, payload in payloads]:
-        pipeline.eval(_PUBLISH_ALL, 1, CHANNEL, *events)
+        pipeline.eval(_PUBLISH_ALL, 2, CHANNEL, PROBE, *events)
 
 
 def _event(kind: str, member_id: str, payload: Mapping[str, Any], now: str) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from flask_smorest import Api
 from flask_sqlalchemy import SQLAlchemy
 from psycopg2.errors import DuplicatePreparedStatement, FeatureNotSupported, InvalidSqlStatementName
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
-from sqlalchemy import Engine, MetaData, PoolProxiedConnection, event
+from sqlalchemy import Engine, MetaData, PoolProxiedConnection, event, make_url
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import DeclarativeBase
 
@@ -39,6 +41,12 @@ class Base(DeclarativeBase):
 # or a column that the statement returns has another type by now. A new connection begins anew.
 _STALE = (DuplicatePreparedStatement, InvalidSqlStatementName, FeatureNotSupported)
 
+_ISOLATION = r"default_transaction_isolation=read\ committed"
+READ_ONLY = "25006"  # SQLSTATE of a write to a server that takes none
+# After these a connection is of no use: connection exceptions, a server that shuts down or starts, a session that it
+# ended for idling in a transaction. (57014 is no such thing: a statement that took too long.)
+_LOST = ("08", "57P", "25P03", "25P04", READ_ONLY)
+
 # What was read or written stays readable after the commit: to read it anew would fail where somebody has deleted it.
 db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
 migrate = Migrate(directory="alembic")
@@ -48,6 +56,33 @@ api = Api()
 def current_settings() -> Settings:
     """Return the settings of the current app."""
     return cast("Settings", current_app.extensions["after_hours_settings"])
+
+
+def connect_args(url: str, *options: str, **defaults: str | int) -> dict[str, str | int]:
+    """Return what connections get beside the URL, which prevails: `defaults` of libpq's, and `options` of the server's.
+
+    Every connection has the isolation that the statements rely on, whatever the database's default, and only a server
+    that takes writes is connected to: a standby would answer with what was true a while ago.
+    """
+    given = make_url(url).query
+    theirs = given.get("options") or os.environ.get("PGOPTIONS", "")
+    settings = [f"-c {option}" for option in options]
+    joined = [*settings, *([theirs] if isinstance(theirs, str) else theirs), f"-c {_ISOLATION}"]
+    known = {"target_session_attrs": "read-write", **defaults}
+    return {name: value for name, value in known.items() if name not in given} | {"options": " ".join(joined)}
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Tell by its SQLSTATE whether the connection that an error came from is of no use any more."""
+    return (getattr(error, "pgcode", None) or "").startswith(_LOST)
+
+
+def drop_lost_connections(engine: Engine) -> None:
+    """Let the pool drop a connection whose error says that it is of no use, and with it all that are older."""
+
+    @event.listens_for(engine, "handle_error")
+    def look(context: ExceptionContext) -> None:
+        context.is_disconnect = context.is_disconnect or is_lost(context.original_exception)
 
 
 def replace_closed_connections(engine: Engine) -> None:
@@ -81,8 +116,10 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
         except psycopg2.Error as error:
             dialect: Any = db.engine.dialect
             # psycopg2 does not always notice that a connection is lost.
-            if isinstance(error, _STALE) or dialect.is_disconnect(error, driver, None):
+            if isinstance(error, _STALE) or is_lost(error) or dialect.is_disconnect(error, driver, None):
                 driver.close()
+            if error.pgcode == READ_ONLY:
+                db.engine.dispose()  # what is in the pool was connected before the server changed, too
             raise
         finally:
             _close_transaction(driver)
@@ -99,9 +136,12 @@ def give_back(_error: BaseException | None = None) -> None:
     if connection is None:
         return
     driver = cast("psycopg2.extensions.connection", connection.dbapi_connection)
-    if not driver.closed:
-        driver.autocommit = False
     del g.connection
+    try:
+        if not driver.closed:
+            driver.autocommit = False
+    except psycopg2.Error:  # it is in the middle of something
+        driver.close()
     if driver.closed:
         connection.invalidate()
     else:

@@ -6,18 +6,28 @@ from typing import Any
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from marshmallow import fields
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service import errors
-from afterhours_service.extensions import read
-from afterhours_service.queue import current_redis
+from afterhours_service.events import CHANNEL
+from afterhours_service.extensions import db, give_back, read
+from afterhours_service.queue import WRITE, current_redis, redis_failed, refusals
 from afterhours_service.schemas import Blueprint, envelope
+from afterhours_service.timers import SCHEDULED
 
 blueprint = Blueprint("health", __name__, description="For load balancers, without a token")
 
 SCRIPTS = Path(__file__).parent.parent / "alembic"
 VERSION_TABLE = "after_hours_alembic_version"
+
+# What the service sends to Redis: a write, a timer, a script with the keys that ours have, an event.
+NEEDED = (
+    WRITE,
+    ("ZADD", SCHEDULED, 0, "after-hours-probe"),
+    ("EVAL", "return 1", 3, SCHEDULED, "rq:job:after-hours-probe", CHANNEL),
+    ("PUBLISH", CHANNEL, ""),
+)
 
 HealthResponse = envelope("HealthResponse", status=fields.String())
 ReadyResponse = envelope(
@@ -46,14 +56,29 @@ def readyz() -> dict[str, Any]:
 
 
 def parts() -> dict[str, str]:
-    """Look at database, schema and Redis."""
-    schema, redis = _schema(), _redis()
-    return {"database": "unavailable" if schema == "unknown" else "ok", "schema": schema, "redis": redis}
+    """Ask of database, schema and Redis whether this process may do there what it needs."""
+    database = _database()
+    schema = "unknown" if database == "unavailable" else _schema()
+    return {"database": database, "schema": schema, "redis": _redis()}
 
 
 def is_ready(found: dict[str, str]) -> bool:
     """Tell whether the service can serve; Redis isn't needed for that."""
-    return found["schema"] in {"ok", "newer"}
+    return found["database"] == "ok" and found["schema"] in {"ok", "newer"}
+
+
+def _database() -> str:
+    """Ask the database whether it takes writes; a connection that does not is of no use, nor are those beside it."""
+    try:
+        [(read_only,)] = read("SELECT current_setting('transaction_read_only')::boolean OR pg_is_in_recovery()")
+    except SQLAlchemyError as error:
+        # libpq's words, when the server told so as it was connected to
+        return "read-only" if "read-only" in str(error) else "unavailable"
+    if read_only:
+        give_back()
+        db.engine.dispose()
+        return "read-only"
+    return "ok"
 
 
 def _schema() -> str:
@@ -62,7 +87,7 @@ def _schema() -> str:
     try:
         rows = read(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608
     except SQLAlchemyError as error:
-        missing = getattr(error, "orig", None) is not None and getattr(error.orig, "pgcode", None) == "42P01"  # type: ignore[attr-defined]
+        missing = getattr(getattr(error, "orig", None), "pgcode", None) == "42P01"
         return "behind" if missing else "unknown"
     revision = rows[0][0] if rows else None
     if revision in scripts.get_heads():
@@ -74,8 +99,10 @@ def _schema() -> str:
 
 
 def _redis() -> str:
+    """Ask Redis whether it would take what the service sends, and name what it would refuse."""
     try:
-        current_redis().ping()
-    except RedisError:
-        return "unavailable"
-    return "ok"
+        refused = refusals(current_redis(), *NEEDED)
+    except RedisError as error:
+        redis_failed(error)
+        return "read-only" if isinstance(error, ReadOnlyError) else "unavailable"
+    return "ok" if not refused else "refuses " + ", ".join(f"{name} ({code})" for name, code in sorted(refused.items()))

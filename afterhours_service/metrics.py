@@ -5,6 +5,7 @@ here is imported.
 """
 
 import os
+from typing import cast
 
 from prometheus_client import (
     REGISTRY,
@@ -82,9 +83,13 @@ def watch_pool(engine: Engine) -> None:
 
     limit = pool.size() + pool._max_overflow  # noqa: SLF001 - there is no other way to ask
     event.listen(engine, "connect", lambda *_: POOL_LIMIT.set(limit))  # in the process that uses it, after the fork
-    event.listen(engine, "checkout", lambda *_: POOL_IN_USE.set(pool.checkedout()))
+
+    def in_use() -> int:
+        return cast("QueuePool", engine.pool).checkedout()  # the engine may have another pool by then
+
+    event.listen(engine, "checkout", lambda *_: POOL_IN_USE.set(in_use()))
     # Told before the connection is back.
-    event.listen(engine, "checkin", lambda *_: POOL_IN_USE.set(max(0, pool.checkedout() - 1)))
+    event.listen(engine, "checkin", lambda *_: POOL_IN_USE.set(max(0, in_use() - 1)))
 
 
 def exposition(*collectors: Collector) -> bytes:

@@ -7,6 +7,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service import log, metrics
 from afterhours_service.config import Settings
+from afterhours_service.extensions import connect_args
 from afterhours_service.queue import WORKER_TIMEOUT_SECONDS, connect
 from afterhours_service.timers import Periodic, Scheduler
 
@@ -30,7 +31,7 @@ def run_scheduler(settings: Settings) -> None:
     engine = create_engine(
         settings.database_url,
         poolclass=NullPool,
-        connect_args={"connect_timeout": 2, "options": "-c statement_timeout=1s"},  # well within the lease
+        connect_args=connect_args(settings.database_url, "statement_timeout=1s", connect_timeout=2),  # within the lease
     )
     connection = connect(settings, WORKER_TIMEOUT_SECONDS)
     Scheduler(connection, periodic_jobs(settings), lambda: seconds_behind(engine)).run()

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import threading
 import time
@@ -14,10 +15,19 @@ from flask import Flask, current_app, has_app_context
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
-from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004 - the names that redis-py gave them
+from redis.exceptions import (
+    ClusterDownError,
+    ConnectionError,  # noqa: A004 - the names that redis-py gave them
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+)
 from redis.retry import Retry
 from rq import Queue, SimpleWorker, get_current_job
 from rq.exceptions import StopRequested
+from rq.timeouts import BaseTimeoutException
 from rq.worker import WorkerStatus
 from werkzeug.utils import import_string
 
@@ -29,6 +39,7 @@ logger = get_logger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Command = tuple[str | int, ...]
 
 TIMERS_QUEUE = "after-hours-timers"
 MAINTENANCE_QUEUE = "after-hours-maintenance"
@@ -44,18 +55,55 @@ JOB_TIMEOUT_SECONDS = 30
 FAILURE_SECONDS = 3600  # how long a failed job can be looked at
 
 
+# Codes of answers that say "not this server, or not now": a replica, one that loads, one that lost its replicas …
+# at the beginning, or behind what a pipeline or the script of an older Redis puts before it.
+_NOT_SERVING = re.compile(r"(?:^|caused error: |-)(READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|UNBLOCKED|BUSY) ")
+PROBE = "after-hours:probe"  # a key that is never there
+WRITE: Command = ("SET", PROBE, "")
+
+
 def connect(settings: Settings, timeout_seconds: float) -> Redis:
-    """Return a client that gives up after `timeout_seconds`, without a second try."""
-    return Redis.from_url(
-        settings.redis_url,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        retry=Retry(NoBackoff(), 0),
-    )
+    """Return a client that gives up after `timeout_seconds`, whatever the URL says, without a second try."""
+    redis = Redis.from_url(settings.redis_url, retry=Retry(NoBackoff(), 0))
+    timeouts = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
+    redis.connection_pool.connection_kwargs.update(timeouts)
+    return redis
+
+
+def is_away(error: Exception) -> bool:
+    """Tell whether Redis does not answer, or says that it does not serve: its name may lead to another by now."""
+    known = ConnectionError | TimeoutError | ReadOnlyError | ClusterDownError  # MASTERDOWN is one of the latter
+    return isinstance(error, known) or _NOT_SERVING.search(str(error)) is not None
+
+
+def refusals(redis: Redis, *commands: Command) -> dict[str, str]:
+    """Return which commands Redis would refuse, and the code that it gives: NOPERM, OOM …; none of them is executed.
+
+    Raises RedisError when Redis does not answer or does not serve.
+    """
+    refused: dict[str, str] = {}
+    with redis.client() as client:  # type: ignore[no-untyped-call]
+        client.response_callbacks.clear()  # the answer to all is "queued"
+        try:  # permissions and state are checked when a command is put into a transaction
+            client.execute_command("MULTI")
+        except NoPermissionError:
+            return {"MULTI": "NOPERM"}
+        try:
+            for command in commands:
+                try:
+                    client.execute_command(*command)
+                except ResponseError as error:
+                    if is_away(error):
+                        raise
+                    refused[str(command[0])] = getattr(error, "status_code", None) or str(error).split()[0]
+        finally:
+            with suppress(RedisError):
+                client.execute_command("DISCARD")
+    return refused
 
 
 class Breaker:
-    """Spares requests a Redis that is away: once it has failed, only a thread of our own asks until it answers.
+    """Spares requests a Redis that is away: once it has failed, only a thread of our own asks until it can write.
 
     A request therefore meets an unanswering Redis at most once per process and outage.
     """
@@ -65,8 +113,9 @@ class Breaker:
         self._lock = threading.Lock()
         self.open = False
 
-    def trip(self, error: RedisError) -> None:
-        """Let nothing through until Redis answers again."""
+    def trip(self, error: Exception) -> None:
+        """Let nothing through until Redis serves again, over new connections: its name may lead elsewhere by then."""
+        self._drop_connections()
         with self._lock:
             if self.open:
                 return
@@ -80,12 +129,18 @@ class Breaker:
         while self.open:
             time.sleep(RECONNECT_SECONDS)
             try:
-                self._redis.ping()
-            except Exception:  # noqa: BLE001, S112 - were this thread to end, the breaker would stay open for ever
+                refusals(self._redis, WRITE)
+            except Exception:  # noqa: BLE001 - were this thread to end, the breaker would stay open for ever
+                self._drop_connections()
                 continue
             self.open = False
             metrics.BREAKER_OPEN.set(0)
             logger.info("redis back")
+
+    def _drop_connections(self) -> None:
+        # Those in use are left to whoever uses them, and meets the same error.
+        with suppress(Exception):
+            self._redis.connection_pool.disconnect(inuse_connections=False)
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -113,12 +168,14 @@ def _current_breaker() -> Breaker:
     return cast("Breaker", current_app.extensions["after_hours_breaker"])
 
 
-def redis_failed(error: RedisError) -> None:
-    """Take note that Redis refused; or that it did not answer, so that the next request does not ask."""
-    if isinstance(error, ConnectionError | TimeoutError):
+def redis_failed(error: Exception) -> None:
+    """Take note that Redis refused; or that it did not answer or serve, so that the next request does not ask."""
+    if is_away(error):
         _current_breaker().trip(error)
-    else:
+    elif isinstance(error, RedisError):
         logger.warning("redis refused", error=type(error).__name__)
+    else:
+        logger.error("redis could not be asked", exc_info=error)
 
 
 def is_redis_away() -> bool:
@@ -127,23 +184,37 @@ def is_redis_away() -> bool:
 
 
 @contextmanager
+def only_logged(what: str) -> Iterator[None]:
+    """Log whatever fails inside, and go on: for what follows a commit, and must not fail what was committed."""
+    try:
+        yield
+    except BaseTimeoutException:  # a job's time is over
+        raise
+    except Exception:
+        logger.exception(what)
+
+
+@contextmanager
 def after_commit() -> Iterator[Pipeline]:
     """Collect what a use case tells Redis once it has committed, and send it in one trip, command by command.
 
-    Never raises for Redis: what is lost is logged, and made good by the reconciliation.
+    Never raises, whatever fails inside or on the way: what is lost is logged, and made good by the reconciliation.
     """
     trip = current_redis().pipeline(transaction=False)
-    yield trip
+    with only_logged("not all was told"):
+        yield trip
     send(trip)
 
 
 def send(trip: Pipeline) -> bool:
-    """Send what was collected, and tell whether Redis took it; never raises for Redis."""
+    """Send what was collected, and tell whether Redis took it all; never raises."""
     if is_redis_away():
         return False
     try:
         trip.execute()
-    except RedisError as error:
+    except BaseTimeoutException:
+        raise
+    except Exception as error:  # noqa: BLE001 - what was committed stays so
         redis_failed(error)
         return False
     return True
@@ -263,6 +334,7 @@ def run_worker(app: Flask, queues: Sequence[str] = QUEUES) -> None:
             except Exception:
                 logger.exception("worker failed")  # and the next one takes over
             worker = None
+            connection.connection_pool.disconnect()  # RQ logs errors of its own: whatever it was, begin anew
             time.sleep(0 if stopped else RECONNECT_SECONDS)
 
 

@@ -114,7 +114,7 @@ class FolderStorage:
     """
 
     def __init__(self, root: Path, secret: bytes, base_url: str, ttl: int = 7200) -> None:
-        self._root = root
+        self._root = root.absolute()  # of the working directory, once and for all: Flask would take its package's
         self._base_url = base_url.rstrip("/")
         self._ttl = ttl
         self._signer = Signer(secret, salt="afterhours-object-link", digest_method=sha256)

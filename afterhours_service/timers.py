@@ -160,6 +160,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
                 elif not away:
                     logger.warning("redis away", error=type(error).__name__)
                 self._catch_up = away = True
+                self.connection.connection_pool.disconnect()  # Redis's name may lead to another by now
             if not self._stopped:
                 time.sleep(RECONNECT_SECONDS if away else POLL_SECONDS)
         if not away:

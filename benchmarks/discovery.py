@@ -133,7 +133,7 @@ def main() -> None:
         valkey(place) as (redis_url, _),
     ):
         os.environ |= {"DATABASE_URL": url, "REDIS_URL": redis_url, "LOG_LEVEL": "ERROR"}
-        os.environ |= {"JWT_SECRET": SECRET, "LOCATION_SECRET": SECRET}
+        os.environ |= {"JWT_SECRET": SECRET, "LOCATION_SECRET": SECRET[::-1]}
         app = create_app()
         with app.app_context():
             upgrade()

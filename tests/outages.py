@@ -15,7 +15,8 @@ class OwnValkey:
         self._folder = folder
         self._running = contextlib.ExitStack()
         self._pid = 0
-        self.url = f"unix://{folder}/srv/valkey.sock?db=0"
+        self.path = folder / "srv/valkey.sock"
+        self.url = f"unix://{self.path}?db=0"
 
     def start(self) -> None:
         place = self._running.enter_context(home(self._folder))

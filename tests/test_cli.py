@@ -117,7 +117,7 @@ def test_on_a_terminal_a_cleanup_shows_its_progress(
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "JWT_SECRET": SECRET,
-            "LOCATION_SECRET": SECRET,
+            "LOCATION_SECRET": SECRET[::-1],
         },
         stdout=subprocess.PIPE,
         stderr=terminal,

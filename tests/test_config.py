@@ -1,6 +1,8 @@
 """The environment: read once, checked as a whole."""
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,12 @@ from afterhours_service.config import S3Settings, Settings, SettingsError
 from tests.test_access import ec_key, pem, rsa_key
 
 SECRET = "s3cret-" * 5
-NEEDED = {"DATABASE_URL": "postgresql://user:pass-word@db/after_hours", "JWT_SECRET": SECRET, "LOCATION_SECRET": SECRET}
+LOCATION_SECRET = "pl4ce-" * 6
+NEEDED = {
+    "DATABASE_URL": "postgresql://user:pass-word@db/after_hours",
+    "JWT_SECRET": SECRET,
+    "LOCATION_SECRET": LOCATION_SECRET,
+}
 NAMES = [
     "DATABASE_URL",
     "DATABASE_PREPARE",
@@ -34,6 +41,7 @@ NAMES = [
     "RATELIMIT_DEFAULT",
     "RATELIMIT_PHOTO",
     "PHOTO_URL_SECONDS",
+    "STORAGE_FOLDER",
     "PUBLIC_URL",
     "API_DOCS",
     "CORS_ORIGINS",
@@ -50,8 +58,10 @@ NAMES = [
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
+    """Leave nothing of the developer's environment but what pytest itself put there."""
+    for name in os.environ.keys() - {"PATH"}:
+        if not name.startswith(("PYTEST", "TEST_", "COV_")):
+            monkeypatch.delenv(name)
 
 
 def read(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
@@ -82,7 +92,7 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         retention_days=7,
         cleanup_cron="0 4 * * *",
         log_level="INFO",
-        location_secret=SECRET,
+        location_secret=LOCATION_SECRET,
         ratelimit_enabled=True,
         ratelimit_default="120 per minute",
         ratelimit_photo="10 per hour",
@@ -172,11 +182,34 @@ def test_a_bucket_can_be_set_and_needs_all_its_settings(monkeypatch: pytest.Monk
 
 def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = {
-        name: "?"
-        for name in NAMES
-        if name not in {"JWT_ISSUER", "JWT_AUDIENCE", "APP_ENV", "METRICS_HOST"} and name[:2] != "S3"
+        name: "?" for name in NAMES if name not in {"JWT_ISSUER", "JWT_AUDIENCE", "STORAGE_FOLDER"} and name[:2] != "S3"
     }
     assert problems(monkeypatch, **bad) == bad.keys()
+
+
+LIBPQ_REFUSES = (
+    "sslmod=require",
+    "sslmode=perhaps",
+    "async=1",
+    "cursor_factory=x",
+    "host=a&host=b&port=1",
+    "target_session_attrs=x",
+    "connect_timeout=soon",
+    "keepalives_idle=x",
+    "service=nowhere",
+    "hostaddr=x",
+    "sslrootcert=/nonexistent",
+)
+REDIS_REFUSES = (
+    "family=0",
+    "sslmode=x",
+    "decode_responses=true",
+    "protocol=3",
+    "socket_timeout=soon",
+    "max_connections=-1",
+)
+# A host that is a piece of something else, because a character was not encoded or a name not filled in.
+MISPARSED = ("u:p@a b/0", "${HOST}/0", "u:p@%2Frun/0", "1.2.3.256/0", "h!/0")
 
 
 @pytest.mark.parametrize(
@@ -184,20 +217,109 @@ def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     [
         *(("DATABASE_URL", url) for url in ("", "after_hours", "mysql://h/d", "sqlite://", "postgresql+psycopg://h/d")),
         *(("DATABASE_URL", url) for url in ("postgresql:/h/d", "postgresql://h:port/d", "http://h")),
+        *(("DATABASE_URL", f"postgresql://h{rest}") for rest in (":0/d", ":65536/d", "/d?port=x", "/d@i", "/d/e")),
+        *(("DATABASE_URL", f"postgresql://h/d?{query}") for query in LIBPQ_REFUSES),
+        *(("DATABASE_URL", f"postgresql://{rest}") for rest in MISPARSED),
+        *(("REDIS_URL", f"redis://{rest}") for rest in MISPARSED),
         *(("REDIS_URL", url) for url in ("", "localhost:6379", "http://h", "redis://", "unix://", "redis://h:port")),
-        ("REDIS_URL", "redis://[::1"),
+        *(("REDIS_URL", url) for url in ("redis://[::1", "redis:///0", "redis://:p#ss@h/0", "redis://:p?ss@h/0")),
+        *(
+            ("REDIS_URL", f"redis://h{rest}")
+            for rest in (":0", ":65536", "/x", "/0/1", "/-1", "?db=x", "?db=-1", "?db=")
+        ),
+        *(("REDIS_URL", f"redis://h/0?{query}") for query in REDIS_REFUSES),
+        ("REDIS_URL", "unix://run/redis.sock"),
+        ("REDIS_URL", "unix:///run/redis.sock?family=0"),
+        ("REDIS_URL", "rediss://h?ssl_cert_reqs=perhaps"),
+        ("REDIS_URL", "rediss://h?ssl_ca_certs=/nonexistent"),
         ("JWT_SECRET", ""),
         ("JWT_SECRET", "x" * 31),
         *(("AFTER_HOURS_MINUTE_SECONDS", value) for value in ("", "0", "-60", "1.5", "one", "1e2", "NaN")),
         *(("AFTER_HOURS_RETENTION_DAYS", value) for value in ("", "0", "-1", "a week")),
         *(("AFTER_HOURS_CLEANUP_CRON", line) for line in ("", "4", "0 4 * *", "61 * * * *", "a b c d e", "0 0 31 2 *")),
         *(("METRICS_PORT", value) for value in ("0", "65536", "http")),
+        *(("METRICS_HOST", value) for value in ("", "a b", "127.0.0.256", "localhost:9000", "http://h")),
+        *(("APP_ENV", value) for value in ("", "Production", "prod", "staging", "production ")),
+        *(
+            ("PUBLIC_URL", url)
+            for url in ("h", "https://", "https://h?x=1", "https://h/#a", "https://a b", "http://h:x")
+        ),
+        *(("PUBLIC_URL", url) for url in ("https://${HOST}", "https://h:0")),
+        *(("STORAGE_FOLDER", folder) for folder in ("", "/dev/null", "/dev/null/photos", "x" * 300)),
+        *((name, limit) for name in ("RATELIMIT_DEFAULT", "RATELIMIT_PHOTO") for limit in ("", "0 per hour", "many")),
+        *(("PHOTO_URL_SECONDS", value) for value in ("0", "604801")),
+        ("AFTER_HOURS_MINUTE_SECONDS", "86401"),
+        ("AFTER_HOURS_RETENTION_DAYS", "36501"),
+        ("METRICS_TOKEN", "é" * 32),
+        ("METRICS_TOKEN", "two words " * 4),
+        ("LOCATION_SECRET", ""),
+        *((name, " " * 40) for name in ("JWT_SECRET", "LOCATION_SECRET", "METRICS_TOKEN")),
+        *((name, "short" + " " * 40) for name in ("JWT_SECRET", "LOCATION_SECRET", "METRICS_TOKEN")),
         ("METRICS_TOKEN", "x" * 31),
         *(("LOG_LEVEL", value) for value in ("", "LOUD", "20")),
     ],
 )
 def test_a_malformed_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     assert problems(monkeypatch, **{**NEEDED, name: value}) == {name}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("DATABASE_URL", f"postgresql://{rest}") for rest in ("/d", "u:p%40ss@h/d", "u:p#/?s@h/d", "[::1]:5433/d")),
+        *(
+            ("DATABASE_URL", f"postgresql://h/d?{query}")
+            for query in ("host=a:1&host=b:2", "host=/run/pg", "port=6432")
+        ),
+        (
+            "DATABASE_URL",
+            "postgresql://h/d?sslmode=require&application_name=x&options=-csearch_path%3Dapp&gssencmode=require",
+        ),
+        *(("REDIS_URL", f"redis://{rest}") for rest in ("h", "h/", "h/3", "h:6380?db=3", ":p%40ss@h", "u:p@[::1]:1/0")),
+        ("REDIS_URL", "redis://under_score.internal?socket_timeout=5&max_connections=9&client_name=x"),
+        ("REDIS_URL", "rediss://h?ssl_cert_reqs=none"),
+        ("REDIS_URL", "unix://u:p@/run/redis.sock?db=2"),
+        ("STORAGE_FOLDER", "new/folder"),
+        ("METRICS_HOST", "::"),
+    ],
+)
+def test_what_operators_write_is_taken(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    read(monkeypatch, **{**NEEDED, name: value})
+
+
+def test_secrets_differ_from_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problems(monkeypatch, **{**NEEDED, "LOCATION_SECRET": SECRET}) == {"LOCATION_SECRET"}
+    assert problems(monkeypatch, **NEEDED, METRICS_TOKEN=SECRET) == {"METRICS_TOKEN"}
+    assert problems(monkeypatch, **NEEDED, METRICS_TOKEN=LOCATION_SECRET) == {"METRICS_TOKEN"}
+
+
+@pytest.mark.parametrize("name", ["JWT_SECRET", "LOCATION_SECRET", "METRICS_TOKEN"])
+@pytest.mark.parametrize("in_one_line", [False, True])
+def test_a_key_is_no_secret(monkeypatch: pytest.MonkeyPatch, name: str, in_one_line: bool) -> None:
+    public = pem(rsa_key().public_key())
+    written = public.replace("\n", "\\n") if in_one_line else public
+    assert problems(monkeypatch, **{**NEEDED, name: written}) == {name}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("S3_BUCKET", "no bucket"),
+        ("S3_REGION", "no region"),
+        *(("S3_ENDPOINT_URL", url) for url in ("r2.example", "https://a b", "https://h:x", "https://_@/")),
+        *((name, " ") for name in ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY")),
+    ],
+)
+def test_a_bucket_that_no_client_could_reach_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    assert problems(monkeypatch, **NEEDED, **{**BUCKET, name: value}) == {name}
+
+
+def test_every_setting_of_the_readme_is_known_here() -> None:
+    table = Path("README.md").read_text().partition("## Settings")[2].partition("\n## ")[0]
+    documented = {
+        name for row in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE) for name in re.findall("`(.*?)`", row)
+    }
+    assert documented - {"WEB_CONCURRENCY"} == set(NAMES)
 
 
 @given(st.sampled_from(NAMES), st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))

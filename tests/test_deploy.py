@@ -80,7 +80,7 @@ def test_the_image_has_all_that_the_processes_need(tmp_path: Path, database_url:
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "JWT_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET,
+        "LOCATION_SECRET": SECRET[::-1],
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     run(sys.executable, "-c", START, cwd=tmp_path, **environ)

@@ -219,8 +219,8 @@ def environ(database_url: str, redis: Redis, redis_url: str) -> dict[str, str]:
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "JWT_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET,
-        "METRICS_TOKEN": SECRET,
+        "LOCATION_SECRET": SECRET[::-1],
+        "METRICS_TOKEN": SECRET * 2,
         "METRICS_PORT": str(free_port()),
     }
 
@@ -232,7 +232,7 @@ def test_whichever_gunicorn_worker_is_asked_tells_of_all(environ: dict[str, str]
     folder.mkdir()
     command = f"gunicorn --bind 127.0.0.1:{port} --workers 3 --threads 2 'afterhours_service:create_app()'"
     health = {"method": "GET", "route": "/healthz", "status": "200", "code": ""}
-    token = {"Authorization": f"Bearer {SECRET}"}
+    token = {"Authorization": f"Bearer {SECRET * 2}"}
     with process(command, tmp_path / "log", **environ, TMPDIR=str(folder)):
         read(f"http://127.0.0.1:{port}/healthz")
         for _ in range(29):

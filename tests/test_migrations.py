@@ -155,7 +155,7 @@ def dispose(app: Flask) -> None:
 
 
 def run(database: Database, *command: str) -> subprocess.CompletedProcess[str]:
-    environ = {"PATH": os.defpath, "DATABASE_URL": database.url, "JWT_SECRET": SECRET, "LOCATION_SECRET": SECRET}
+    environ = {"PATH": os.defpath, "DATABASE_URL": database.url, "JWT_SECRET": SECRET, "LOCATION_SECRET": SECRET[::-1]}
     program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
     return subprocess.run(program, check=False, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
 

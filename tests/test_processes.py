@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from urllib.request import Request, urlopen
 
 import psycopg2
 import pytest
+from PIL import Image
 from redis import Redis
 from redis.client import PubSub
 from rq.job import Job
@@ -29,6 +31,7 @@ from rq.job import Job
 from afterhours_service.events import CHANNEL
 from afterhours_service.queue import QUEUES
 from afterhours_service.timers import SCHEDULED, Scheduler, Timer, arm_timer
+from tests.conftest import ROOT
 from tests.factories import PLACE, SECRET, Factory, bearer
 from tests.outages import OwnValkey
 from tests.stopwatch import Stopwatch
@@ -53,12 +56,17 @@ def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
 class Process:
     """A process of the service, and what it wrote."""
 
-    def __init__(self, command: str, folder: Path, **environ: str) -> None:
+    def __init__(self, command: str, folder: Path, cwd: Path, **environ: str) -> None:
         self._log = folder / f"{time.monotonic_ns()}.log"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                shlex.split(command), env={"PATH": path, **environ}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                shlex.split(command),
+                cwd=cwd,
+                env={"PATH": path, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
     def output(self) -> str:
@@ -93,13 +101,13 @@ class Process:
 class Run:
     """Starts processes of the Procfile in one environment."""
 
-    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, environ: dict[str, str], cwd: Path = ROOT) -> None:
+        self._folder, self._cwd = folder, cwd
         self._environ = environ
         self._started: list[Process] = []
 
     def __call__(self, command: str, **changes: str) -> Process:
-        process = Process(PROCFILE.get(command, command), self._folder, **{**self._environ, **changes})
+        process = Process(PROCFILE.get(command, command), self._folder, self._cwd, **{**self._environ, **changes})
         self._started.append(process)
         return process
 
@@ -120,7 +128,7 @@ def environment(database_url: str, redis_url: str) -> dict[str, str]:
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "JWT_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET,
+        "LOCATION_SECRET": SECRET[::-1],
         "AFTER_HOURS_MINUTE_SECONDS": "1",
     }
 
@@ -344,6 +352,52 @@ def test_the_server_tells_nobody_whose_program_it_is_and_takes_no_endless_heads(
             urlopen(Request(address, headers=headers), timeout=30)  # the server's own answer
         assert 400 <= caught.value.code < 500
         assert "gunicorn" not in str(caught.value.headers).lower() + caught.value.read().decode().lower()
+
+
+def test_the_first_session_of_the_readme_with_nothing_but_what_is_required(
+    database_url: str, redis: Redis, redis_url: str, factory: Factory, tmp_path: Path
+) -> None:
+    """Every other setting is at its default, but for Redis's address: the default port may be another's here."""
+    for part in ("afterhours_service", "alembic", "gunicorn.conf.py", "worker.py", "scheduler.py"):
+        (tmp_path / part).symlink_to(ROOT / part)  # a working directory of its own, for what is kept below it
+    required = {
+        "DATABASE_URL": database_url,
+        "JWT_SECRET": SECRET,
+        "LOCATION_SECRET": SECRET[::-1],
+        "REDIS_URL": redis_url,
+    }
+    member = factory.member(profile=False)
+    headers = {**bearer(member), "Content-Type": "application/json"}
+    with contextlib.closing(Run(tmp_path, required, cwd=tmp_path)) as run:
+        run("worker"), run("scheduler")
+        _, url = run.web()
+        api, origin = url.removesuffix("/session"), url.removesuffix("/api/after-hours/session")
+
+        def ask(method: str, path: str, body: bytes | None = None, **more: str) -> dict[str, Any]:
+            with urlopen(Request(api + path, body, {**headers, **more}, method=method), timeout=60) as response:
+                answer: dict[str, Any] = json.loads(response.read())
+                return answer
+
+        assert ask("POST", "/profile", b'{"description": "New here"}')["profile"]["userId"] == member
+        png = io.BytesIO()
+        Image.new("RGB", (300, 300), "teal").save(png, "PNG")
+        form = (
+            b'--x\r\nContent-Disposition: form-data; name="photo"; filename="x"\r\n\r\n%b\r\n--x--\r\n' % png.getvalue()
+        )
+        photo = ask("POST", "/profile/photo", form, **{"Content-Type": "multipart/form-data; boundary=x"})["photo"]
+        assert (tmp_path / ".state/photos" / photo["key"]).is_file()
+        for link in (photo["url"], ask("GET", "/profile")["profile"]["photoUrl"]):
+            assert link.startswith("http://127.0.0.1:8000/photos/")
+            with urlopen(link.replace("http://127.0.0.1:8000", origin), timeout=60) as response:
+                assert (response.status, response.headers["Content-Type"]) == (200, "image/jpeg")
+        assert ask("POST", "/session/start", json.dumps({"duration": 15, **PLACE}).encode())["session"]
+        assert ask("GET", "/session")["active"]
+
+        factory.travel(15 * 60 + 1)  # its end is rounded up to a second
+        assert not ask("GET", "/session")["active"]
+        eventually(lambda: redis.zscore(SCHEDULED, RECONCILE))
+        redis.zadd(SCHEDULED, {RECONCILE: 0})  # a minute passes
+        eventually(functools.partial(has_ended, factory, member))
 
 
 def test_each_process_refuses_a_bad_environment_and_names_every_problem(run: Run) -> None:

@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import structlog
 from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
+from redis.client import Pipeline
 from rq import Queue
 from rq.exceptions import StopRequested
 from rq.job import Job
+from rq.timeouts import JobTimeoutException
 
 from afterhours_service.queue import (
     HTTP_TIMEOUT_SECONDS,
@@ -121,15 +124,71 @@ def test_a_trip_that_redis_refuses_raises_nothing_and_is_no_outage(
     assert "redis refused" in caplog.text
 
 
-def test_a_failure_of_the_use_case_sends_nothing(app: Flask, redis: Redis) -> None:
-    def use_case() -> None:
-        with after_commit() as trip:
-            trip.set("half", "done")
-            raise LookupError
+def test_a_failure_after_the_commit_is_logged_and_what_was_collected_is_sent(
+    app: Flask, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    with app.app_context(), after_commit() as trip:
+        trip.set("half", "done")
+        raise LookupError
+    assert redis.keys() == [b"half"]
+    assert "LookupError" in caplog.text
 
-    with app.app_context(), pytest.raises(LookupError):
-        use_case()
-    assert redis.keys() == []
+
+def test_a_job_whose_time_is_over_ends_even_after_a_commit(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with app.app_context():
+        with pytest.raises(JobTimeoutException), after_commit():
+            raise JobTimeoutException
+        monkeypatch.setattr(Pipeline, "execute", Mock(side_effect=JobTimeoutException))
+        with pytest.raises(JobTimeoutException), after_commit():
+            pass
+
+
+BROKEN = {
+    "the client": "redis.client.Pipeline.execute",
+    "a connection": "redis.connection.ConnectionPool.get_connection",
+    "arming": "afterhours_service.sessions.deadlines.arm",
+    "arming again": "afterhours_service.sessions.deadlines._arm_all",
+    "releasing": "afterhours_service.sessions.deadlines._seconds",
+    "publishing": "afterhours_service.events.publish",
+    "publishing many": "afterhours_service.events.publish_all",
+    "counting": "afterhours_service.metrics.SESSIONS_STARTED.inc",
+    "counting extensions": "afterhours_service.metrics.SESSIONS_EXTENDED.inc",
+    "counting ends": "afterhours_service.metrics.SESSIONS_ENDED.labels",
+    "counting timers": "afterhours_service.metrics.TIMERS.labels",
+    "counting requests": "afterhours_service.metrics.REQUESTS.labels",
+    "the request's line": "afterhours_service.log.request_line",
+    "the limits": "limits.storage.RedisStorage.incr",
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_whatever_breaks_after_a_commit_the_answer_stands(
+    make_app: Callable[..., Flask],
+    factory: Factory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+) -> None:
+    app = make_app(ratelimit_enabled=True)
+    app.testing = False  # as in production: what nobody caught is a 500
+    client, member = app.test_client(), factory.member()
+    late, later = factory.member(), factory.member()
+    for overdue in (late, later):
+        factory.session(overdue, left=-5)
+    monkeypatch.setattr(BROKEN[what], Mock(side_effect=TypeError(what)))
+    for path, body, status in (
+        ("session/start", {"duration": 15, **PLACE}, 201),
+        ("session/extend", {"additionalMinutes": 15}, 200),
+        ("session/end", None, 200),
+        ("session/start", {"duration": 15, **PLACE}, 201),
+    ):
+        answer = client.post(f"/api/after-hours/{path}", json=body, headers=bearer(member))
+        assert answer.status_code == status, answer.text
+    assert client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(late)).status_code == 201
+    withdrawal = client.put("/api/after-hours/consent", json={"granted": False}, headers=bearer(later))
+    assert withdrawal.status_code == 200
+    assert client.delete("/api/after-hours/me", headers=bearer(late)).status_code == 200
+    assert what in caplog.text
 
 
 @job

@@ -315,7 +315,7 @@ def test_cron_lines_mean_utc_whatever_the_zone_of_the_host(redis: Redis, redis_u
         "DATABASE_URL": "postgresql://localhost/unused",
         "REDIS_URL": redis_url,
         "JWT_SECRET": "x" * 32,
-        "LOCATION_SECRET": "x" * 32,
+        "LOCATION_SECRET": "y" * 32,
     }
     with subprocess.Popen([sys.executable, "scheduler.py"], env=environ, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 20

@@ -11,6 +11,7 @@ from afterhours_service.extensions import db, give_back
 from afterhours_service.log import get_logger
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.imaging import InvalidImage, process
+from afterhours_service.queue import only_logged
 from afterhours_service.storage import StorageUnavailable, StoredObject, current_storage
 
 logger = get_logger(__name__)
@@ -81,6 +82,7 @@ def delete(member_id: str) -> None:
         _remove(old)
 
 
+@only_logged("objects left to the cleanup")
 def erase(member_id: str, key: str | None) -> None:
     """Remove the member's objects: those of `key`, and whatever else is in their folder.
 
@@ -155,6 +157,7 @@ def _folder(member_id: str) -> str:
     )
 
 
+@only_logged("objects left to the cleanup")
 def _remove(key: str) -> None:
     """Remove a photo's objects; what fails is left to the nightly cleanup."""
     try:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from afterhours_service import metrics
 from afterhours_service.extensions import current_settings
 from afterhours_service.log import get_logger
-from afterhours_service.queue import after_commit, current_redis, is_redis_away
+from afterhours_service.queue import after_commit, current_redis, is_redis_away, only_logged
 from afterhours_service.sessions import queries, rules
 from afterhours_service.timers import Timer, arm_timer, armed_timers, disarm_timer
 
@@ -47,6 +47,7 @@ def arm_look(trip: Pipeline, now: datetime) -> None:
     arm_timer(trip, _timer(rules.expiry_second(now)))
 
 
+@only_logged("timers left as they are")
 def release(expires_at: datetime, needed: Collection[int] | None = None) -> None:
     """Cancel the timers of an expiry that no longer stands, but for those that another session needs.
 

@@ -17,7 +17,7 @@ from afterhours_service import errors, events, metrics
 from afterhours_service.extensions import current_settings
 from afterhours_service.location import Point, blur
 from afterhours_service.log import get_logger
-from afterhours_service.queue import after_commit, current_redis, send
+from afterhours_service.queue import after_commit, current_redis, only_logged, send
 from afterhours_service.runs import recorded
 from afterhours_service.sessions import deadlines, queries, rules
 from afterhours_service.sessions.queries import Extension, Session, Untold
@@ -74,11 +74,10 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
         # The other one ended between the two statements: look again.
     else:
         raise errors.ServiceUnavailable
-    metrics.SESSIONS_STARTED.inc()
-    if ran_out:
-        _count_ends("timeout", ran_out)
     with after_commit() as trip:
+        metrics.SESSIONS_STARTED.inc()
         if ran_out:
+            _count_ends("timeout", ran_out)
             deadlines.arm_look(trip, ran_out.now)  # a worker tells of it
         deadlines.arm(trip, started.expires_at)
         _publish(trip, "session_started", started, expiresAt=started.expires_at, durationMinutes=minutes)
@@ -111,8 +110,8 @@ def extend(member_id: str, minutes: int, key: str | None = None) -> Extension:
     if extension.before is None:
         return extension
     session = extension.session
-    metrics.SESSIONS_EXTENDED.inc()
     with after_commit() as trip:
+        metrics.SESSIONS_EXTENDED.inc()
         deadlines.arm(trip, session.expires_at)
         _publish(trip, "session_extended", session, expiresAt=session.expires_at, extendedByMinutes=minutes)
     deadlines.release(extension.before, extension.needed)
@@ -131,6 +130,7 @@ def end(member_id: str, reason: str = "user") -> Session:
     return left.session
 
 
+@only_logged("an end was not told in full")
 def announce_end(
     session: Session, reason: str, needed: Collection[int] | None = None, untold_id: int | None = None
 ) -> None:

@@ -126,7 +126,7 @@ def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "schedul
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "JWT_SECRET": SECRET,
-            "LOCATION_SECRET": SECRET,
+            "LOCATION_SECRET": SECRET[::-1],
             "RATELIMIT_ENABLED": "false",
             "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}",
         }

@@ -221,7 +221,7 @@ def test_the_job_comes_back_behind_the_timers_until_all_is_done_and_logs_its_cou
 def test_it_comes_at_four_in_the_morning_utc_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql:///x")
     monkeypatch.setenv("JWT_SECRET", "x" * 32)
-    monkeypatch.setenv("LOCATION_SECRET", "x" * 32)
+    monkeypatch.setenv("LOCATION_SECRET", "y" * 32)
     monkeypatch.delenv("AFTER_HOURS_CLEANUP_CRON", raising=False)
     [cleanup] = [job for job in periodic_jobs(Settings.from_environ()) if job.function.endswith("cleanup.jobs.cleanup")]
     assert cleanup.cron == "0 4 * * *"
