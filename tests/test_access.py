@@ -177,7 +177,7 @@ def test_the_member_is_the_claim_user_id_or_sub(given_claims: dict[str, Any], me
 
 @pytest.mark.parametrize(
     ("ahead", "good"),
-    [(-NEXT_YEAR, True), (-1, True), (1, True), (1.5, True), (5, True), (60, False), (60.5, False), (86400, False)],
+    [(-1_000_000_000, True), (-1, True), (1, True), (1.5, True), (5, True), (60, False), (60.5, False), (86400, False)],
 )
 def test_a_token_may_begin_a_moment_ahead_of_our_clock(ahead: float, good: bool) -> None:
     header = f"Bearer {forge(claims(nbf=time.time() + ahead if ahead % 1 else int(time.time()) + ahead))}"
