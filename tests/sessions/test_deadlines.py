@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 from rq.job import Job
 
+from afterhours_service.events import PUBLISHED
 from afterhours_service.queue import is_redis_away
 from afterhours_service.sessions import deadlines, queries, service
 from afterhours_service.sessions.jobs import reconcile, session_timer
@@ -84,7 +85,7 @@ def test_an_extension_moves_both_timers(client: FlaskClient, factory: Factory, r
 
 def test_an_early_end_leaves_no_timer(client: FlaskClient, factory: Factory, redis: Redis) -> None:
     end(client, start(client, factory))
-    assert redis.keys() == []
+    assert redis.keys() == [PUBLISHED.encode()]
 
 
 def test_neither_do_many_extensions_and_an_end(client: FlaskClient, factory: Factory, redis: Redis) -> None:
@@ -92,7 +93,7 @@ def test_neither_do_many_extensions_and_an_end(client: FlaskClient, factory: Fac
     for _ in range(3):
         extend(client, member)
     end(client, member)
-    assert redis.keys() == []
+    assert redis.keys() == [PUBLISHED.encode()]
 
 
 @pytest.mark.parametrize("leave", [end, extend], ids=["end", "extension"])
