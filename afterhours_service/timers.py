@@ -320,7 +320,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
             return False
         try:
             job = Job.fetch(raw.decode(), connection=self.connection)
-            if job.origin not in QUEUES:
+            if job.origin and job.origin not in QUEUES:
                 return False
             self.enqueue_job(job)
             metrics.HANDED_OVER.inc()
