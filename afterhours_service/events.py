@@ -18,25 +18,24 @@ CHANNEL = "after_hours:events"
 PUBLISHED = "after-hours:published"  # a sorted set: a session and the moment it changed, or its expiry was published
 PUBLISHED_SECONDS = 1800
 
-# A Redis that is full still publishes; that an event is doubled does less harm than that it is lost.
+# First published, then noted; a Redis that is full does the one without the other: that an event is doubled does less
+# harm than that it is lost. One that may not be written to, a replica, refuses the script with its second command.
 _PUBLISH = """
 local when = ARGV[1]
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[2])
 for i = 3, #ARGV, 3 do
-    local session, moment, open = ARGV[i], tonumber(ARGV[i + 1]), true
-    local expired, noted = session .. '/expired', nil
+    local session, moment = ARGV[i], tonumber(ARGV[i + 1])
+    local expired = redis.call('ZSCORE', KEYS[2], session .. '/expired')
     local changed = tonumber(redis.call('ZSCORE', KEYS[2], session) or 0)
-    if when == 'unless changed' then
-        open = changed < moment and not redis.call('ZSCORE', KEYS[2], expired)
-    elseif when == 'once' then
-        noted = redis.pcall('ZADD', KEYS[2], 'NX', now, expired)
-        open = noted ~= 0
-    elseif changed < moment then
-        noted = redis.pcall('ZADD', KEYS[2], ARGV[i + 1], session)
+    if when == 'always' or not expired and (when == 'once' or changed < moment) then
+        redis.call('PUBLISH', KEYS[1], ARGV[i + 2])
+        if when == 'once' then
+            redis.pcall('ZADD', KEYS[2], now, session .. '/expired')
+        elseif when == 'always' and changed < moment then
+            redis.pcall('ZADD', KEYS[2], ARGV[i + 1], session)
+        end
     end
-    if type(noted) == 'table' and not string.find(noted.err, 'OOM') then return noted end
-    if open then redis.call('PUBLISH', KEYS[1], ARGV[i + 2]) end
 end
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 """

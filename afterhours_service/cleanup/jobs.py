@@ -27,9 +27,13 @@ SLICE_TRIES = 3
 
 @dataclass
 class Night:
-    """A cleanup that is not finished yet: its present round, and which slice may go on with it."""
+    """A cleanup that is not finished yet: its present round, and which slice may go on with it.
+
+    left: by the round before.
+    """
 
     round: Round = field(default_factory=Round)
+    left: int = 0
     tries: int = 0
     began_at: float = field(default_factory=time.time)
     slice: str = ""
@@ -65,7 +69,7 @@ def cleanup_slice(slice_: str) -> None:
         _go_on(night)
     elif round_.left:
         logger.warning("cleanup left rows", left=round_.left, **round_.counts)
-        night.round = Round(counts=round_.counts)
+        night.round, night.left = Round(counts=round_.counts), round_.left
         _save(night)  # `resume` takes it up
     else:
         current_redis().delete(KEY)
@@ -84,7 +88,7 @@ def resume() -> None:
     night.tries += 1
     if night.tries > TRIES:
         redis.delete(KEY)
-        logger.error("cleanup did not finish", step=night.round.step, left=night.round.left, **night.round.counts)
+        logger.error("cleanup did not finish", step=night.round.step, left=night.left, **night.round.counts)
         return
     logger.info("cleanup taken up", step=night.round.step, tries=night.tries)
     _go_on(night)

@@ -22,6 +22,7 @@ from afterhours_service.extensions import db
 from afterhours_service.sessions import queries, service
 from tests.conftest import make_settings
 from tests.factories import Factory, scheduled
+from tests.outages import OwnValkey
 from tests.sessions.test_life import end, extend, start
 
 Events = Callable[[], list[dict[str, Any]]]
@@ -318,3 +319,33 @@ def test_a_batch_that_is_told_aside_gives_its_connection_back_and_is_told_once_w
         service.do_what_is_due()
         assert expired(events) == []
         assert not factory.execute("SELECT FROM after_hours_untold")
+
+
+class TestRedisThatIsFull:
+    """It takes no writes, and publishes."""
+
+    @pytest.fixture
+    def redis_url(self, own_valkey: OwnValkey) -> str:
+        return own_valkey.url
+
+    def test_expiries_are_published_all_the_same(
+        self, app: Flask, factory: Factory, redis: Redis, events: Events
+    ) -> None:
+        session = factory.session(factory.member(), left=-1)
+        redis.config_set("maxmemory", 1)
+        with app.app_context():
+            assert service.do_what_is_due() == (1, 0, True)
+        assert expired(events) == [session]
+
+    def test_a_replica_publishes_nothing_to_nobody(
+        self, app: Flask, factory: Factory, redis: Redis, events: Events
+    ) -> None:
+        session = factory.session(factory.member(), left=-1)
+        redis.replicaof("127.0.0.1", 1)
+        with app.app_context():
+            assert service.do_what_is_due() == (1, 0, False)
+            assert expired(events) == []
+            redis.replicaof("NO", "ONE")
+            lease_is_over(factory)
+            assert service.do_what_is_due() == (0, 0, True)
+        assert expired(events) == [session]
