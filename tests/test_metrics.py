@@ -154,7 +154,7 @@ def test_every_worker_on_our_queues_is_counted_and_none_is_a_zero(client: FlaskC
     workers = ("after_hours_workers", frozenset[tuple[str, str]]())
     assert scrape(client)[workers] == 0
     for name, queues in (("both", QUEUES), ("timers", QUEUES[:1]), ("another's", ["reports"])):
-        Worker(queues, connection=redis, name=name).register_birth()
+        Worker(queues, connection=redis, name=name).register_birth()  # type: ignore[no-untyped-call]
     assert scrape(client)[workers] == 2
     with client.application.app_context():
         assert {(worker["name"], worker["queues"]) for worker in status().workers} == {

@@ -20,6 +20,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
 from rq.job import Job, JobStatus
+from rq_scheduler import Scheduler as RqScheduler
 
 from afterhours_service import log, timers
 from afterhours_service.queue import FAILURE_SECONDS, JOB_TIMEOUT_SECONDS, MAINTENANCE_QUEUE, TIMERS_QUEUE, Worker
@@ -30,7 +31,6 @@ from afterhours_service.timers import (
     QUEUED_SECONDS,
     SCHEDULED,
     Periodic,
-    RqScheduler,
     Scheduler,
     Timer,
     arm_timer,
@@ -238,7 +238,7 @@ def _of_others(redis: Redis, job_id: str, **fields: bytes) -> None:
     job = Job.create("reports.send", id=job_id, origin="reports", connection=redis)
     job.save()
     if fields:
-        redis.hset(job.key, mapping=fields)  # type: ignore[arg-type]
+        redis.hset(job.key, mapping=fields)
     redis.zadd(SCHEDULED, {job_id: 1})
 
 
@@ -283,9 +283,14 @@ def test_however_much_is_not_ours_our_timers_come_and_it_is_not_looked_at_in_eac
     assert queued(redis, TIMERS_QUEUE) == [WHOLE]
     scheduler._next_clock = math.inf
     arm(redis, "session-timer-later", time.time() + 1)
-    looks: list[int] = []
+    looks: list[bytes] = []
     hand_over = scheduler._hand_over
-    monkeypatch.setattr(scheduler, "_hand_over", lambda raw: looks.append(1) or hand_over(raw))
+
+    def look(raw: bytes) -> bool:
+        looks.append(raw)
+        return hand_over(raw)
+
+    monkeypatch.setattr(scheduler, "_hand_over", look)
     while "session-timer-later" in scheduled(redis):
         scheduler.tick()
     assert len(looks) == 1
@@ -313,7 +318,7 @@ def test_whoever_else_uses_the_database_of_redis_is_warned_of(
     redis: Redis, caplog: pytest.LogCaptureFixture, beside: str
 ) -> None:
     log.configure("WARNING")
-    Worker([TIMERS_QUEUE, MAINTENANCE_QUEUE], connection=redis, name="ours").register_birth()
+    Worker([TIMERS_QUEUE, MAINTENANCE_QUEUE], connection=redis, name="ours").register_birth()  # type: ignore[no-untyped-call]
     warn_of_neighbours(redis, DATABASE)
     assert not caplog.records
     if beside == "scheduler":
@@ -322,7 +327,7 @@ def test_whoever_else_uses_the_database_of_redis_is_warned_of(
         RqScheduler(connection=redis).register_birth()
     elif beside in {"worker", "other queues too"}:
         queues = ["reports"] if beside == "worker" else [TIMERS_QUEUE, "reports"]
-        Worker(queues, connection=redis, name="theirs").register_birth()
+        Worker(queues, connection=redis, name="theirs").register_birth()  # type: ignore[no-untyped-call]
     other = beside == "environment"
     warn_of_neighbours(redis, DATABASE.replace("db.", "staging.") if other else DATABASE)
     assert len(caplog.records) == (beside != "nobody")
@@ -346,11 +351,11 @@ def test_the_job_of_a_timer_is_what_rq_would_save(redis: Redis) -> None:
         meta={"request_id": "r"},
     )
     job.save()
-    saved, theirs = redis.hgetall(job.key), job_as_read(redis)
+    saved, theirs = cast("dict[bytes, bytes]", redis.hgetall(job.key)), job_as_read(redis)
     redis.delete(job.key)
     with structlog.contextvars.bound_contextvars(request_id="r"):
         arm(redis)
-    ours = redis.hgetall(job.key)
+    ours = cast("dict[bytes, bytes]", redis.hgetall(job.key))
     made_up = {"created_at", "started_at", "ended_at", "last_heartbeat", "worker_name", "group_id"} | {
         f"{what}_callback_name" for what in ("success", "failure", "stopped")
     }
@@ -399,7 +404,8 @@ def test_a_periodic_job_that_failed_is_forgotten_after_an_hour(redis: Redis, sch
         Worker([MAINTENANCE_QUEUE], connection=redis).work(burst=True)
     failed = Queue(MAINTENANCE_QUEUE, connection=redis).failed_job_registry
     assert failed.get_job_ids() == ["minutely"]
-    assert 0 < redis.zscore(failed.key, "minutely") - time.time() <= FAILURE_SECONDS
+    forgotten_at = cast("float", redis.zscore(failed.key, "minutely"))
+    assert 0 < forgotten_at - time.time() <= FAILURE_SECONDS
 
 
 def test_one_that_an_older_release_registered_is_registered_anew(redis: Redis, scheduler: Scheduler) -> None:

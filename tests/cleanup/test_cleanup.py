@@ -353,7 +353,7 @@ def test_a_chain_that_lost_its_next_slice_is_taken_up_and_one_that_goes_on_is_no
         chain.work(1)
         chain.resume()
         assert chain.queue.count == 1
-    chain.queue.empty()
+    chain.queue.empty()  # type: ignore[no-untyped-call]
     chain.resume()
     assert chain.queue.count == 1
     chain.work()

@@ -284,12 +284,12 @@ class TestRedisThatRefuses:
     ) -> None:
         factory.session(factory.member(), left=900)
         factory.session(factory.member(), left=-1)
-        redis.execute_command("ACL", "SETUSER", "default", f"-{command}")
+        redis.execute_command("ACL", "SETUSER", "default", f"-{command}")  # type: ignore[no-untyped-call]
         with app.app_context():
             with pytest.raises(RedisError):
                 reconcile()
             assert "reconcile" not in recorded_runs(redis)
-            redis.execute_command("ACL", "SETUSER", "default", f"+{command}")
+            redis.execute_command("ACL", "SETUSER", "default", f"+{command}")  # type: ignore[no-untyped-call]
             factory.execute("UPDATE after_hours_untold SET tell_at = tell_at - interval '11 seconds'")
             reconcile()
             assert deadlines.compare().missing == []
