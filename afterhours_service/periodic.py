@@ -9,11 +9,12 @@ from afterhours_service import log, metrics
 from afterhours_service.config import Settings
 from afterhours_service.extensions import connect_args
 from afterhours_service.queue import WORKER_TIMEOUT_SECONDS, connect
-from afterhours_service.timers import Periodic, Scheduler
+from afterhours_service.timers import Periodic, Scheduler, warn_of_neighbours
 
 logger = log.get_logger(__name__)
 
 RECONCILE_SECONDS = 60
+RESUME_SECONDS = 30
 
 
 def periodic_jobs(settings: Settings) -> tuple[Periodic, ...]:
@@ -21,6 +22,7 @@ def periodic_jobs(settings: Settings) -> tuple[Periodic, ...]:
     return (
         Periodic("after-hours-reconcile", "afterhours_service.sessions.jobs.reconcile", seconds=RECONCILE_SECONDS),
         Periodic("after-hours-cleanup", "afterhours_service.cleanup.jobs.cleanup", cron=settings.cleanup_cron),
+        Periodic("after-hours-cleanup-resume", "afterhours_service.cleanup.jobs.resume", seconds=RESUME_SECONDS),
     )
 
 
@@ -34,6 +36,7 @@ def run_scheduler(settings: Settings) -> None:
         connect_args=connect_args(settings.database_url, "statement_timeout=1s", connect_timeout=2),  # within the lease
     )
     connection = connect(settings, WORKER_TIMEOUT_SECONDS)
+    warn_of_neighbours(connection, settings.database_url)
     Scheduler(connection, periodic_jobs(settings), lambda: seconds_behind(engine)).run()
 
 

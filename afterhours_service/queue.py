@@ -26,6 +26,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 from rq import Queue, SimpleWorker, get_current_job
+from rq import Retry as RqRetry
 from rq.exceptions import StopRequested
 from rq.timeouts import BaseTimeoutException
 from rq.worker import WorkerStatus
@@ -220,13 +221,19 @@ def send(trip: Pipeline) -> bool:
     return True
 
 
-def enqueue(queue: str, function: str, *arguments: str) -> None:
+def enqueue(queue: str, function: str, *arguments: str, tries: int = 1) -> None:
     """Put a job at the end of a queue.
 
-    function: its dotted path. Raises RedisError when Redis is away.
+    function: its dotted path. tries: how often RQ runs it, should it fail, or its worker die. Raises RedisError when
+    Redis is away.
     """
     Queue(queue, connection=current_redis()).enqueue(
-        function, *arguments, job_timeout=JOB_TIMEOUT_SECONDS, result_ttl=0, failure_ttl=FAILURE_SECONDS
+        function,
+        *arguments,
+        job_timeout=JOB_TIMEOUT_SECONDS,
+        result_ttl=0,
+        failure_ttl=FAILURE_SECONDS,
+        retry=RqRetry(max=tries - 1) if tries > 1 else None,
     )
 
 
@@ -295,10 +302,13 @@ class Worker(SimpleWorker):
         super().heartbeat(*args, **kwargs)
 
 
-def run_worker(app: Flask, queues: Sequence[str] = QUEUES) -> None:
+def run_worker(
+    app: Flask, queues: Sequence[str] = QUEUES, at_start: Callable[[Redis, str], None] = lambda _redis, _url: None
+) -> None:
     """Work until SIGTERM or SIGINT; wait for a Redis that is away, and go on when it is back.
 
     Runs the jobs in this process: a timer costs no fork. Each job has a time limit, and its statements have theirs.
+    at_start: called once, with Redis and DATABASE_URL, before the first job.
     """
     worker: Worker | None = None
     stopped = False
@@ -316,6 +326,7 @@ def run_worker(app: Flask, queues: Sequence[str] = QUEUES) -> None:
     connection = connect(settings, WORKER_TIMEOUT_SECONDS)
     with suppress(StopRequested):
         on_stop_signal(stop)
+        at_start(connection, settings.database_url)
         while not stopped:
             try:
                 worker = Worker(

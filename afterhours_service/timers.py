@@ -4,11 +4,12 @@ The mechanism only: which seconds a session needs is in `sessions/deadlines.py`.
 """
 
 import functools
+import hashlib
 import math
 import pickle
 import pickletools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 import structlog
@@ -16,8 +17,10 @@ from crontab import CronTab
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
+from rq import Worker
 from rq.job import Job, JobStatus
 from rq_scheduler import Scheduler as RqScheduler
+from sqlalchemy import make_url
 
 from afterhours_service import metrics
 from afterhours_service.log import get_logger
@@ -25,6 +28,7 @@ from afterhours_service.queue import (
     FAILURE_SECONDS,
     JOB_TIMEOUT_SECONDS,
     MAINTENANCE_QUEUE,
+    QUEUES,
     RECONNECT_SECONDS,
     TIMERS_QUEUE,
     on_stop_signal,
@@ -33,11 +37,14 @@ from afterhours_service.queue import (
 logger = get_logger(__name__)
 
 SCHEDULED: str = RqScheduler.scheduled_jobs_key
-LEASE: str = RqScheduler.scheduler_lock_key
+LEASE = "after-hours:scheduler"  # not rq-scheduler's lock: another application's scheduler needs that for its own jobs
+ENVIRONMENT = "after-hours:environment"
+PREFIX = "session-timer-"  # of the ids of all timers: what has another is not ours
 POLL_SECONDS = 0.05
 CLOCK_SECONDS = 5  # how often the database's clock is looked at
 LOOK_SECONDS = 1  # how often the lease is renewed, and the periodic jobs are looked for
 LEASE_SECONDS = 5  # a scheduler that was killed is replaced within this
+RETRY_SECONDS = 5  # after which a periodic job that failed comes again
 QUEUED_SECONDS = 120  # a timer that nobody worked off for so long is left to the reconciliation
 CHUNK = 1000
 # Two keys, the scheduler's and the job's; the timer's id and second, then fields and values of the job. The description
@@ -55,7 +62,8 @@ _DISARM = "if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then redis.call('DEL', K
 class Timer(NamedTuple):
     """A function to be called at a second, once however often it is armed.
 
-    id: letters, digits, - and _ only (RQ's rule). at: seconds since the epoch. function: its dotted path.
+    id: begins with PREFIX; letters, digits, - and _ only (RQ's rule). at: seconds since the epoch. function: its dotted
+    path.
     """
 
     id: str
@@ -122,12 +130,39 @@ class Periodic(NamedTuple):
     cron: str | None = None
 
 
+def warn_of_neighbours(redis: Redis, database_url: str) -> None:
+    """Log a warning for whoever else uses this Redis database, as far as can be seen; never raises for Redis."""
+    try:
+        if redis.exists(RqScheduler.scheduler_lock_key) or _some(
+            redis.scan_iter(f"{RqScheduler.redis_scheduler_namespace_prefix}*", count=10_000)
+        ):
+            logger.warning("another application's rq-scheduler uses this Redis database: it takes our timers too")
+        for worker in Worker.all(connection=redis):
+            if others := sorted(set(worker.queue_names()) - set(QUEUES)):
+                logger.warning("another application's worker uses this Redis database", queues=",".join(others))
+        url = make_url(database_url)
+        place = f"{url.host or url.query.get('host')}:{url.port}/{url.database}"
+        ours = hashlib.sha256(place.encode()).hexdigest()[:16].encode()
+        if redis.getset(ENVIRONMENT, ours) not in {None, ours}:
+            logger.warning("another After Hours, with another DATABASE_URL, used this Redis database before")
+    except RedisError as error:
+        logger.info("cannot see who else uses Redis", error=type(error).__name__)
+
+
+def _some(found: Iterable[Any]) -> bool:
+    return next(iter(found), None) is not None
+
+
 class Scheduler(RqScheduler):  # type: ignore[misc]
     """rq-scheduler's, with a loop that outlives Redis, bad entries, and the scheduler beside it.
+
+    Entries of the scheduler's set that are not ours are left alone.
 
     Of several schedulers the one that holds the lease is active; the others wait for it to lapse. The time is the
     database's, by which sessions end: `seconds_behind` tells how far this clock is behind it, or None for unknown.
     """
+
+    scheduler_lock_key = LEASE
 
     def __init__(
         self,
@@ -137,6 +172,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
     ) -> None:
         super().__init__(queue_name=MAINTENANCE_QUEUE, connection=connection, interval=POLL_SECONDS)
         self.periodic = periodic
+        self._periodic_ids = {job.id.encode() for job in periodic}
         self._seconds_behind = seconds_behind
         self._behind = 0.0
         self._next_clock = 0.0  # time.monotonic()
@@ -144,6 +180,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
         self._stopped = False
         self._catch_up = True  # what was missed before the first round, or while Redis was away, is looked for at once
         self._next_look = 0.0  # time.monotonic()
+        self._since = 0.0  # the entries that were due by then are not ours
 
     def run(self) -> None:
         """Hand over due jobs until SIGTERM or SIGINT, whatever happens to Redis meanwhile."""
@@ -190,6 +227,7 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
             self._next_lease = time.monotonic() + LOOK_SECONDS
         if self._catch_up or time.monotonic() >= self._next_clock:
             self.look_at_the_clock()
+            self._since = 0.0
             self._next_clock = time.monotonic() + CLOCK_SECONDS
         if self._catch_up or time.monotonic() >= self._next_look:
             self.register_periodic(at_once=self._catch_up)
@@ -218,22 +256,34 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
     def register_periodic(self, *, at_once: bool = False) -> None:
         """Register the periodic jobs that are missing or have changed; a registered one keeps its time.
 
+        One that failed, or that the worker lost who took it, comes again soon.
         at_once: let those that come every few seconds come now.
         """
         for periodic in self.periodic:
-            if self.connection.zscore(SCHEDULED, periodic.id) is None or not self._is_registered(periodic):
+            due = self.connection.zscore(SCHEDULED, periodic.id)
+            job = self._registered(periodic)
+            if due is None or job is None:
                 self._register(periodic)
             elif at_once and periodic.seconds:
                 self.connection.zadd(SCHEDULED, {periodic.id: self.now()})
+            elif due > (soon := self.now() + RETRY_SECONDS) and self._came_to_nothing(job):
+                self.connection.zadd(SCHEDULED, {periodic.id: soon})
 
-    def _is_registered(self, periodic: Periodic) -> bool:
+    def _registered(self, periodic: Periodic) -> Job | None:
         try:
             job = Job.fetch(periodic.id, connection=self.connection)
-            return bool(job.func_name == periodic.function and job.meta == _periodic_meta(periodic))
+            found = job.func_name, job.meta, job.failure_ttl
         except Exception as error:
             if _is_redis_failing(error):
                 raise
-            return False
+            return None
+        return job if found == (periodic.function, _periodic_meta(periodic), FAILURE_SECONDS) else None
+
+    def _came_to_nothing(self, job: Job) -> bool:
+        status = job.get_status(refresh=False)
+        if status == JobStatus.QUEUED:
+            return self.connection.lpos(self.get_queue_for_job(job).key, job.id) is None
+        return bool(status == JobStatus.FAILED)
 
     def _register(self, periodic: Periodic) -> None:
         self.connection.delete(Job.key_for(periodic.id))  # it may be anything
@@ -244,22 +294,44 @@ class Scheduler(RqScheduler):  # type: ignore[misc]
             timeout=JOB_TIMEOUT_SECONDS,
             result_ttl=-1,
             meta=_periodic_meta(periodic),
+            commit=False,
         )
+        job.failure_ttl = FAILURE_SECONDS  # rq-scheduler has no parameter for it, and RQ's default is a year
+        job.save()
         self.connection.zadd(SCHEDULED, {job.id: self.now() if periodic.seconds else self._next(job)})
         logger.info("periodic job registered", id=job.id)
 
     def enqueue_jobs(self) -> None:
-        """Hand every due job to its queue; one that is broken is dropped and logged, and holds nothing back."""
-        for raw in self.connection.zrangebyscore(SCHEDULED, 0, self.now(), start=0, num=CHUNK):
-            try:
-                self.enqueue_job(Job.fetch(raw.decode(), connection=self.connection))
-                metrics.HANDED_OVER.inc()
-            except Exception as error:
-                if _is_redis_failing(error):
-                    raise
-                logger.warning("broken job dropped", error=type(error).__name__)
-                self.connection.zrem(SCHEDULED, raw)
-                self.connection.delete(Job.redis_job_namespace_prefix.encode() + raw)
+        """Hand every due job to its queue; one that is broken is dropped and logged, and holds nothing back.
+
+        What is not ours stays where it is, and is passed over in the next rounds, however much it is.
+        """
+        now, stay = self.now(), 0
+        while True:
+            due = self.connection.zrangebyscore(SCHEDULED, self._since, now, start=stay, num=CHUNK)
+            stay += sum(not self._hand_over(raw) for raw in due)
+            if len(due) < CHUNK:
+                break
+        if stay:
+            self._since = now
+
+    def _hand_over(self, raw: bytes) -> bool:
+        """Hand over an entry that is due, or drop it; false when it is not ours."""
+        if not raw.startswith(PREFIX.encode()) and raw not in self._periodic_ids:
+            return False
+        try:
+            job = Job.fetch(raw.decode(), connection=self.connection)
+            if job.origin and job.origin not in QUEUES:
+                return False
+            self.enqueue_job(job)
+            metrics.HANDED_OVER.inc()
+        except Exception as error:
+            if _is_redis_failing(error):
+                raise
+            logger.warning("broken job dropped", error=type(error).__name__)
+            self.connection.zrem(SCHEDULED, raw)
+            self.connection.delete(Job.redis_job_namespace_prefix.encode() + raw)
+        return True
 
     def enqueue_job(self, job: Job) -> None:
         """Hand the job over; a periodic one comes again, and isn't put twice into its queue."""

@@ -13,6 +13,7 @@ from flask import Flask
 from redis import Redis
 
 from afterhours_service.cleanup.jobs import cleanup
+from afterhours_service.queue import MAINTENANCE_QUEUE, Worker
 from afterhours_service.sessions.jobs import reconcile
 from tests.conftest import ROOT
 from tests.factories import SECRET
@@ -29,6 +30,7 @@ def metrics(make_app: Callable[..., Flask], redis: Redis) -> set[str]:
     with app.app_context():
         reconcile()
         cleanup()
+        Worker([MAINTENANCE_QUEUE], connection=redis).work(burst=True)
     text = app.test_client().get("/metrics", headers={"Authorization": f"Bearer {SECRET}"}).text
     types = re.findall(r"^# TYPE (after_hours_\w+) (\w+)$", text, re.MULTILINE)
     return {name for name, _ in types} | {f"{name}_bucket" for name, kind in types if kind == "histogram"}

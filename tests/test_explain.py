@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -21,6 +22,19 @@ WEEK, MINUTES = timedelta(days=7), timedelta(minutes=15)
 PLACE = Point(52.52, 13.405)
 DEVICE: dict[str, str | None] = {"device_id": "d", "device_model": "m", "platform": "ios"}
 
+PLACES = {"created_at": "2026-01-01", "ended_at": "2026-01-01", "id": str(uuid.UUID(int=7)), "user_id": "m7"}
+
+
+def find() -> None:
+    for name, step in cleanup.STEPS.items():
+        for after in (None, [PLACES[column] for column, _ in step.order]):
+            cleanup.find(name, 200, WEEK, after)
+
+
+def delete() -> None:
+    for name, step in cleanup.STEPS.items():
+        cleanup.delete(name, [[PLACES[column] for column, _ in step.order]], WEEK)
+
 
 CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     host.standing: ("m7",),
@@ -30,8 +44,8 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     sessions.end: ("m7", MINUTES),
     sessions.extend: ("m7", 15, MINUTES, MINUTES, "key"),
     sessions.end_due: (1000, timedelta(seconds=10)),
-    sessions.claim_untold: (timedelta(seconds=10),),
-    sessions.mark_told: (1,),
+    sessions.claim_untold: (1000, timedelta(seconds=10)),
+    sessions.mark_told: ([1],),
     sessions.untold_seconds: (),
     sessions.warn_due: (1000, timedelta(minutes=2)),
     sessions.expiry_seconds: (),
@@ -46,19 +60,15 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     members.export: ("m7",),
     members.erase: ("m7",),
     cleanup.try_lock: (),
-    cleanup.delete_old_declines: (1000, WEEK),
-    cleanup.delete_old_sessions: (1000, WEEK),
-    cleanup.delete_orphaned_fingerprints: (1000, WEEK),
-    cleanup.delete_orphaned_profiles: (1000, WEEK),
-    cleanup.delete_orphaned_preferences: (1000, WEEK),
+    find: (),
+    delete: (),
     cleanup.count: (WEEK,),
 }
 # Whose user is gone is only known by looking at all, once a night; and what a dry run counts may be most of a table.
 # The table of expiries to be published is next to empty, but in an outage of Redis.
 LOOK_AT_ALL = {
     "export": {"after_hours_untold"},
-    "delete_orphaned_profiles": {"after_hours_profiles", "users"},
-    "delete_orphaned_preferences": {"after_hours_preferences", "users"},
+    "find": {"after_hours_profiles", "after_hours_preferences", "users"},
     "count": {"after_hours_profiles", "after_hours_preferences", "users", "device_fingerprints"},
 }
 

@@ -24,6 +24,8 @@ from sqlalchemy import text
 from afterhours_service import metrics
 from afterhours_service.cleanup import jobs as cleanup
 from afterhours_service.extensions import db
+from afterhours_service.monitoring import status
+from afterhours_service.queue import MAINTENANCE_QUEUE, QUEUES, Worker
 from afterhours_service.sessions import jobs
 from afterhours_service.timers import LEASE
 from tests.conftest import ROOT
@@ -133,6 +135,7 @@ def test_the_periodic_jobs_and_redis_are_told_of(client: FlaskClient, factory: F
         jobs.reconcile()
         jobs.reconcile()
         cleanup.cleanup()
+        Worker([MAINTENANCE_QUEUE], connection=redis).work(burst=True)
     redis.set(LEASE, "a scheduler")
     now = scrape(client)
     assert value(now, "periodic_finished_total", job="reconcile") == 2
@@ -142,8 +145,22 @@ def test_the_periodic_jobs_and_redis_are_told_of(client: FlaskClient, factory: F
     assert value(now, "periodic_rows_total", job="reconcile", step="armed") == 2
     assert value(now, "periodic_rows_total", job="cleanup", step="sessions") == 1
     assert (value(now, "timers_armed"), value(now, "schedulers_active"), value(now, "workers")) == (2, 1, 0)
-    assert value(now, "queue_jobs", queue="after-hours-maintenance") == 1
+    assert value(now, "queue_jobs", queue="after-hours-maintenance") == 0
     assert value(now, "database_up") == value(now, "redis_up") == value(now, "schema_current") == 1
+
+
+def test_every_worker_on_our_queues_is_counted_and_none_is_a_zero(client: FlaskClient, redis: Redis) -> None:
+    """A gauge that is missing would raise no alert."""
+    workers = ("after_hours_workers", frozenset[tuple[str, str]]())
+    assert scrape(client)[workers] == 0
+    for name, queues in (("both", QUEUES), ("timers", QUEUES[:1]), ("another's", ["reports"])):
+        Worker(queues, connection=redis, name=name).register_birth()  # type: ignore[no-untyped-call]
+    assert scrape(client)[workers] == 2
+    with client.application.app_context():
+        assert {(worker["name"], worker["queues"]) for worker in status().workers} == {
+            ("both", ",".join(QUEUES)),
+            ("timers", QUEUES[0]),
+        }
 
 
 def test_connections_in_use_are_told(app: Flask) -> None:

@@ -117,7 +117,7 @@ def test_a_trip_that_redis_refuses_raises_nothing_and_is_no_outage(
     redis.set(SCHEDULED, "of another type")
     with app.app_context():
         with after_commit() as trip:
-            arm_timer(trip, Timer("a-timer", 1, "a.function", ()))
+            arm_timer(trip, Timer("session-timer-7", 1, "a.function", ()))
             trip.set("after", "the failure")
         assert not is_redis_away()
     assert redis.get("after") == b"the failure"

@@ -26,14 +26,16 @@ def cleanup(dry_run: bool, yes: bool, as_json: bool) -> None:
     with click.progressbar(
         length=sum(pending.values()), label="cleaning up", hidden=not sys.stderr.isatty(), file=sys.stderr
     ) as bar:
+        done = service.Round()
         with recorded("cleanup") as run:
-            counts, _ = service.run(progress=lambda _step, rows: bar.update(rows))
-            run.update(counts)
-        with recorded("cleanup_photos") as run:
-            counts["photos"], _ = service.delete_orphaned_photos()
-            run.update(photos=counts["photos"])
-        bar.update(counts["photos"])
-    _print(counts, "worked off", as_json)
+            try:
+                service.run(done, progress=lambda _step, rows: bar.update(rows))
+            except service.Busy as error:
+                raise click.ClickException("another cleanup is at work") from error
+            run.update({**done.counts, "done": not done.left})
+    _print(done.counts, "worked off", as_json)
+    if done.left:
+        raise click.ClickException(f"{done.left} rows or steps are left; the log says why")
 
 
 def _print(counts: dict[str, int], what: str, as_json: bool) -> None:

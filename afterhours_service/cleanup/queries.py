@@ -1,16 +1,18 @@
 """The nightly deletions, a batch at a time. None commits.
 
-SKIP LOCKED: a row that somebody is working on is left for the next run.
+SKIP LOCKED: a row that somebody is working on is left for the next round.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import text
 
 from afterhours_service.extensions import db
 
 _LOCK_KEY = 0x0AF7E12  # any number that nobody else takes
+_LOCK_TIMEOUT = "200ms"  # a row that a deletion cascades to may be locked
 
 # The Node service, making a decline anew, lets only last_session_id follow: then that session's start counts, and the
 # first session, with which the decline would go, stays as long.
@@ -38,35 +40,72 @@ _OLD_SESSIONS_BEFORE = (
 )
 
 
+class Step(NamedTuple):
+    """Rows of a table that have served their time.
+
+    rows: a FROM and a WHERE. order: the columns, with their types, in whose order the rows are gone through; an index
+    has them, and the last is the primary key.
+    """
+
+    table: str
+    rows: str
+    order: tuple[tuple[str, str], ...]
+
+
+# Sessions last of what refers to them: their deletion orphans fingerprints, so those come after.
+STEPS = {
+    "declines": Step("after_hours_declines", _OLD_DECLINES, (("created_at", "timestamptz"), ("id", "uuid"))),
+    "sessions": Step("after_hours_sessions", _OLD_SESSIONS, (("ended_at", "timestamptz"), ("id", "uuid"))),
+    "fingerprints": Step("device_fingerprints", _ORPHANED_FINGERPRINTS, (("id", "uuid"),)),
+    "profiles": Step("after_hours_profiles", _ORPHANED_PROFILES, (("user_id", "text"),)),
+    "preferences": Step("after_hours_preferences", _ORPHANED_PREFERENCES, (("user_id", "text"),)),
+}
+Place = Sequence[str]  # of a row in the order of its step: the values of its columns, as text
+
+
 def try_lock() -> bool:
-    """Take the cleanup's lock until the transaction ends; false when another cleanup is at work."""
-    taken: bool = db.session.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK_KEY}).scalar_one()
+    """Take the cleanup's lock until the transaction ends; false when another cleanup is at work.
+
+    Statements of the transaction that meet another's lock soon give up.
+    """
+    statement = text("SELECT pg_try_advisory_xact_lock(:key), set_config('lock_timeout', :timeout, true)")
+    taken: bool = db.session.execute(statement, {"key": _LOCK_KEY, "timeout": _LOCK_TIMEOUT}).one()[0]
     return taken
 
 
-def delete_old_declines(batch: int, retention: timedelta) -> int:
-    """Delete up to `batch` declines older than the retention, and return how many."""
-    return _delete("after_hours_declines", _OLD_DECLINES, batch, retention=retention)
+def find(step: str, batch: int, retention: timedelta, after: Place | None) -> list[Place]:
+    """Return the places of up to `batch` rows that are to be deleted, from the place `after` on."""
+    _, rows, order = _step(step)
+    columns = ", ".join(column for column, _ in order)
+    beyond = ""
+    if after is not None:
+        beyond = f" AND ({columns}) > ({', '.join(f'CAST(:after{n} AS {kind})' for n, (_, kind) in enumerate(order))})"
+    statement = text(f"""
+        SELECT {", ".join(f"CAST({column} AS text)" for column, _ in order)} {rows}{beyond}
+        ORDER BY {columns} LIMIT :batch
+    """)
+    given = {f"after{n}": value for n, value in enumerate(after or ())}
+    found = db.session.execute(statement, {"batch": batch, "retention": retention, **given})
+    return [list(row) for row in found]
 
 
-def delete_old_sessions(batch: int, retention: timedelta) -> int:
-    """Delete up to `batch` sessions that ended longer ago than the retention, and return how many."""
-    return _delete("after_hours_sessions", _OLD_SESSIONS + _but_for_what_needs_them(), batch, retention=retention)
+def delete(step: str, places: Sequence[Place], retention: timedelta) -> int:
+    """Delete the rows at these places, but for those that somebody works on, or needs again; return how many."""
+    table, rows, order = _step(step)
+    key, kind = order[-1]
+    statement = text(f"""
+        DELETE FROM {table} WHERE ctid = ANY (ARRAY(
+            SELECT ctid {rows} AND {key} = ANY (CAST(:keys AS {kind}[])) FOR UPDATE SKIP LOCKED
+        ))
+    """)
+    result: Any = db.session.execute(statement, {"keys": [place[-1] for place in places], "retention": retention})
+    deleted: int = result.rowcount
+    return deleted
 
 
-def delete_orphaned_fingerprints(batch: int, retention: timedelta) -> int:  # noqa: ARG001 - one shape for all steps
-    """Delete up to `batch` device fingerprints whose session is gone, and return how many."""
-    return _delete("device_fingerprints", _ORPHANED_FINGERPRINTS, batch)
-
-
-def delete_orphaned_profiles(batch: int, retention: timedelta) -> int:  # noqa: ARG001
-    """Delete up to `batch` After Hours profiles whose user is gone, and return how many."""
-    return _delete("after_hours_profiles", _ORPHANED_PROFILES, batch)
-
-
-def delete_orphaned_preferences(batch: int, retention: timedelta) -> int:  # noqa: ARG001
-    """Delete up to `batch` preferences whose user is gone, and return how many."""
-    return _delete("after_hours_preferences", _ORPHANED_PREFERENCES, batch)
+def _step(step: str) -> Step:
+    found = STEPS[step]
+    return found._replace(rows=found.rows + _but_for_what_needs_them()) if step == "sessions" else found
 
 
 def count(retention: timedelta) -> dict[str, int]:
@@ -90,12 +129,3 @@ def count(retention: timedelta) -> dict[str, int]:
 def _but_for_what_needs_them() -> str:
     has_matches = db.session.execute(text("SELECT to_regclass('after_hours_matches') IS NOT NULL")).scalar_one()
     return _WITHOUT_DECLINES + (_WITHOUT_MATCHES if has_matches else "")
-
-
-def _delete(table: str, rows: str, batch: int, **parameters: Any) -> int:
-    statement = text(f"""
-        DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid {rows} LIMIT :batch FOR UPDATE SKIP LOCKED))
-    """)
-    result: Any = db.session.execute(statement, {"batch": batch, **parameters})
-    deleted: int = result.rowcount
-    return deleted

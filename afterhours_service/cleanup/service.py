@@ -2,28 +2,45 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
 
+from sqlalchemy.exc import DBAPIError
+
 from afterhours_service.cleanup import queries
+from afterhours_service.cleanup.queries import Place
 from afterhours_service.extensions import current_settings, db
 from afterhours_service.log import get_logger
 from afterhours_service.profiles import photo
 from afterhours_service.sessions import service as sessions
-from afterhours_service.storage import StorageUnavailable
 
 logger = get_logger(__name__)
 
 BATCH = 200  # rows a transaction deletes: on a slow disk its log is flushed in front of everybody else's
+STEPS = ("overdue_sessions", *queries.STEPS, "photos")
+# SQLSTATE classes: what a row is to blame for, by what refers to it, who locks it, or a trigger of the host's.
+_OF_A_ROW = {"23", "40", "55", "57", "P0"}
+
 Progress = Callable[[str, int], None]
 
-# Sessions last of what refers to them: their deletion orphans fingerprints, so those come after.
-STEPS: dict[str, Callable[[int, timedelta], int]] = {
-    "declines": queries.delete_old_declines,
-    "sessions": queries.delete_old_sessions,
-    "fingerprints": queries.delete_orphaned_fingerprints,
-    "profiles": queries.delete_orphaned_profiles,
-    "preferences": queries.delete_orphaned_preferences,
-}
+
+class Busy(Exception):
+    """Another cleanup is at work."""
+
+
+@dataclass
+class Round:
+    """How far a cleanup has come that goes once through all steps.
+
+    step: the one that it is at; None at the end. after: the last row there that was looked at, or photo's key.
+    counts: the rows that were worked off, by step. left: those that should have been and were not, and steps that
+    failed.
+    """
+
+    step: str | None = STEPS[0]
+    after: Place | None = None
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STEPS, 0))
+    left: int = 0
 
 
 def pending() -> dict[str, int]:
@@ -37,48 +54,107 @@ def pending() -> dict[str, int]:
     return counts
 
 
-def run(progress: Progress = lambda _step, _rows: None, seconds: float | None = None) -> tuple[dict[str, int], bool]:
-    """Work off what is due, and return the rows per step, and whether nothing is left.
+def run(
+    round_: Round | None = None, seconds: float | None = None, progress: Progress = lambda _step, _rows: None
+) -> Round:
+    """Go on with a round, or with a new one, until its end, and return it. Safe to run twice, late or never.
 
-    seconds: stop after about so long, for another run to go on. Stops at once when another cleanup is at work, which
-    goes on by itself. Safe to run twice, late or never: a run does what is due when it runs.
+    How far it came is noted in the round while it does. A step that fails does not keep the others from being done, nor
+    a row the others of its batch. seconds: stop after about so long. Raises Busy when another cleanup is at work.
     """
+    round_ = round_ or Round()
     end = time.monotonic() + seconds if seconds is not None else None
-    counts = {"overdue_sessions": sessions.do_what_is_due().ended}
-    progress("overdue_sessions", counts["overdue_sessions"])
-    for step, delete in STEPS.items():
-        counts[step] = 0
-        while True:
-            if not queries.try_lock():
-                db.session.rollback()
-                logger.info("another cleanup is at work")
-                return counts, True
-            deleted = delete(BATCH, _retention())
-            db.session.commit()
-            counts[step] += deleted
-            progress(step, deleted)
-            if deleted < BATCH:
-                break
-            if end is not None and time.monotonic() > end:
-                return counts, False
-    return counts, True
+    while round_.step:
+        step = round_.step
+        try:
+            rows, done = _work(round_, end)
+        except Busy:
+            raise
+        except Exception as error:
+            db.session.rollback()
+            logger.exception("cleanup step failed", step=step, error=type(error).__name__)
+            round_.left += 1
+            rows, done = 0, True
+        round_.counts[step] += rows
+        progress(step, rows)
+        if done:
+            round_.step, round_.after = next(iter(STEPS[STEPS.index(step) + 1 :]), None), None
+        if _is_over(end):
+            break
+    return round_
 
 
-def delete_orphaned_photos(after: str = "", seconds: float | None = None) -> tuple[int, str | None]:
-    """Delete the photos that no profile names; return how many, and the key to go on from, None at the end.
+def _work(round_: Round, end: float | None) -> tuple[int, bool]:
+    """Do a batch of the step; return the rows, and whether the step is done."""
+    if round_.step == "overdue_sessions":
+        return sessions.do_what_is_due().ended, True
+    if round_.step == "photos":
+        return _delete_photos(round_, end)
+    return _delete_rows(round_, end)
 
-    seconds: stop after about so long. A storage that is away is logged, and tried again the next night.
-    """
-    end = time.monotonic() + seconds if seconds is not None else None
-    total = 0
+
+def _delete_rows(round_: Round, end: float | None) -> tuple[int, bool]:
+    step, retention = str(round_.step), _retention()
+    _lock()
+    found = queries.find(step, BATCH, retention, round_.after)
     try:
-        for deleted, last in photo.delete_orphans(after):
-            total += deleted
-            if end is not None and time.monotonic() > end:
-                return total, last
-    except StorageUnavailable as error:
-        logger.warning("storage unavailable", error=str(error))
-    return total, None
+        deleted = queries.delete(step, found, retention) if found else 0
+        db.session.commit()
+    except DBAPIError as error:
+        _pass_over(step, error)
+        return _delete_one_by_one(round_, found, end)
+    round_.left += len(found) - deleted
+    round_.after = found[-1] if found else None
+    return deleted, len(found) < BATCH
+
+
+def _delete_one_by_one(round_: Round, found: list[Place], end: float | None) -> tuple[int, bool]:
+    """Delete a batch's rows but for those that are to blame for its failure, as many as there is time for."""
+    step, total = str(round_.step), 0
+    for place in found:
+        try:
+            _lock()
+            deleted = queries.delete(step, [place], _retention())
+            db.session.commit()
+        except DBAPIError as error:
+            _pass_over(step, error)
+            deleted = 0
+        total += deleted
+        round_.left += 1 - deleted
+        round_.after = place
+        if _is_over(end):
+            return total, False
+    return total, len(found) < BATCH
+
+
+def _pass_over(step: str, error: DBAPIError) -> None:
+    db.session.rollback()
+    code = str(getattr(error.orig, "pgcode", "") or "")
+    if error.connection_invalidated or code[:2] not in _OF_A_ROW:
+        raise error
+    constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+    logger.warning("rows are not deleted", step=step, error=type(error.orig).__name__, constraint=constraint)
+
+
+def _delete_photos(round_: Round, end: float | None) -> tuple[int, bool]:
+    """Delete the photos that no profile names, from a key on."""
+    total = 0
+    for deleted, last in photo.delete_orphans(round_.after[0] if round_.after else ""):
+        total += deleted
+        round_.after = [last] if last else None
+        if _is_over(end):
+            return total, round_.after is None
+    return total, True
+
+
+def _lock() -> None:
+    if not queries.try_lock():
+        db.session.rollback()
+        raise Busy
+
+
+def _is_over(end: float | None) -> bool:
+    return end is not None and time.monotonic() > end
 
 
 def _retention() -> timedelta:

@@ -11,18 +11,18 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from redis.client import Pipeline
+from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service import metrics
 from afterhours_service.extensions import current_settings
 from afterhours_service.log import get_logger
-from afterhours_service.queue import after_commit, current_redis, is_redis_away, only_logged
+from afterhours_service.queue import after_commit, current_redis, is_redis_away, only_logged, send
 from afterhours_service.sessions import queries, rules
-from afterhours_service.timers import Timer, arm_timer, armed_timers, disarm_timer
+from afterhours_service.timers import PREFIX, Timer, arm_timer, armed_timers, disarm_timer
 
 logger = get_logger(__name__)
 
-PREFIX = "session-timer-"
 CHUNK = 500  # timers a trip to Redis arms: few enough to be there within its timeout
 
 
@@ -42,11 +42,6 @@ def arm(trip: Pipeline, expires_at: datetime) -> None:
         metrics.TIMERS.labels("armed").inc()
 
 
-def arm_look(trip: Pipeline, now: datetime) -> None:
-    """Arm a look, within a second, at what is due and what is yet to be told."""
-    arm_timer(trip, _timer(rules.expiry_second(now)))
-
-
 @only_logged("timers left as they are")
 def release(expires_at: datetime, needed: Collection[int] | None = None) -> None:
     """Cancel the timers of an expiry that no longer stands, but for those that another session needs.
@@ -64,17 +59,18 @@ def release(expires_at: datetime, needed: Collection[int] | None = None) -> None
         for second in released:
             disarm_timer(trip, _timer(second).id)
             metrics.TIMERS.labels("released").inc()
-    _arm_all(_needed(released))
+    _arm_all(_needed(released))  # what Redis refuses is left to the reconciliation
 
 
 def reconcile() -> int:
     """Arm the timers of active sessions that Redis lacks, and return how many those were.
 
     And, uncounted, a look for each moment at which whoever is to tell of an expiry by then is taken for dead. Raises
-    RedisError when Redis is away.
+    RedisError when Redis is away, or refuses a timer.
     """
     missing = compare().missing
-    _arm_all({*missing, *queries.untold_seconds()})
+    if not _arm_all({*missing, *queries.untold_seconds()}):
+        raise RedisError("timers are missing")
     return len(missing)
 
 
@@ -136,10 +132,15 @@ def _needed(seconds: Sequence[int]) -> set[int]:
         return set(seconds)
 
 
-def _arm_all(seconds: Iterable[int]) -> None:
+def _arm_all(seconds: Iterable[int]) -> bool:
+    """Arm them, and tell whether Redis took all."""
     seconds = sorted(seconds)  # the next first, should Redis go away
-    metrics.TIMERS.labels("rearmed").inc(len(seconds))
     for begin in range(0, len(seconds), CHUNK):
-        with after_commit() as trip:
-            for second in seconds[begin : begin + CHUNK]:
-                arm_timer(trip, _timer(second))
+        chunk = seconds[begin : begin + CHUNK]
+        trip = current_redis().pipeline(transaction=False)
+        for second in chunk:
+            arm_timer(trip, _timer(second))
+        if not send(trip):
+            return False
+        metrics.TIMERS.labels("rearmed").inc(len(chunk))
+    return True

@@ -68,11 +68,23 @@ class Prerequisites(NamedTuple):
 class Untold(NamedTuple):
     """Sessions that ran out, their expiry yet to be published; and what to give `mark_told` when it was.
 
-    id: None when there are none. A session that was deleted since is left out.
+    ids: of rows of the outbox. A session that was deleted since is left out.
     """
 
-    id: int | None
+    ids: list[int]
     sessions: list[Session]
+
+
+class Started(NamedTuple):
+    """What a start did.
+
+    ran_out: the member's session that had run out, and was ended with the start. before: the latest one that had, if
+    others ended it; its expiry may be yet to be published. session: None when the start was refused.
+    """
+
+    ran_out: Session | None
+    before: Session | None
+    session: Session | None
 
 
 class Census(NamedTuple):
@@ -126,7 +138,8 @@ _PREPARE_START = f"""
 
 # In one statement: a session that ran out is ended, lest it block the new one; the new one is inserted, its expiry
 # rounded up to a whole second, so that it is never shorter than its member chose.
-# The count lets the insert wait for the update.
+# The count lets the insert wait for the update. Of a session that another ends at this moment the statement still sees
+# that it had run out.
 _START = f"""
     WITH ran_out AS (
         UPDATE after_hours_sessions SET ended_at = expires_at
@@ -153,7 +166,12 @@ _START = f"""
         ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
         RETURNING {COLUMNS}
     )
-    SELECT * FROM ran_out UNION ALL SELECT * FROM started
+    SELECT 'ran_out', * FROM ran_out UNION ALL SELECT 'session', * FROM started UNION ALL
+    SELECT 'before', id, user_id, started_at, expires_at, expires_at, clock_timestamp() FROM (
+        SELECT * FROM after_hours_sessions WHERE user_id = %(member_id)s ORDER BY started_at DESC LIMIT 1
+    ) AS latest
+    WHERE expires_at <= clock_timestamp() AND coalesce(ended_at, expires_at) = expires_at
+        AND NOT EXISTS (SELECT FROM ran_out)
 """
 
 # With the commit in one round trip. The savepoint tells whether it was the fingerprint that failed.
@@ -255,21 +273,24 @@ _WARN_DUE = f"""
     RETURNING {COLUMNS}
 """
 
-# A session may be deleted meanwhile; then there is nothing to tell of it.
+# So many rows that their sessions fill a batch. A session may be deleted meanwhile; then there is nothing to publish.
 _CLAIM_UNTOLD = f"""
-    WITH untold AS (
+    WITH due AS (
+        SELECT id, tell_at, session_ids FROM after_hours_untold WHERE tell_at <= statement_timestamp()
+        ORDER BY tell_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+    ), counted AS (
+        SELECT id, sum(cardinality(session_ids)) OVER (ORDER BY tell_at, id) - cardinality(session_ids) AS before
+        FROM due
+    ), untold AS (
         UPDATE after_hours_untold SET tell_at = statement_timestamp() + %(lease)s
-        WHERE id = (
-            SELECT id FROM after_hours_untold WHERE tell_at <= statement_timestamp()
-            ORDER BY tell_at LIMIT 1 FOR UPDATE SKIP LOCKED
-        )
+        WHERE id = ANY (ARRAY(SELECT id FROM counted WHERE before < %(batch)s))
         RETURNING id AS untold_id, session_ids
     )
     SELECT untold_id, {COLUMNS}
     FROM untold CROSS JOIN unnest(session_ids) AS session_id LEFT JOIN after_hours_sessions ON id = session_id
 """
 
-_MARK_TOLD = "DELETE FROM after_hours_untold WHERE id = %(untold_id)s"
+_MARK_TOLD = "DELETE FROM after_hours_untold WHERE id = ANY (CAST(%(untold_ids)s AS bigint[]))"
 
 _UNTOLD_SECONDS = """
     SELECT DISTINCT ceil(extract(epoch FROM tell_at))::bigint FROM after_hours_untold
@@ -305,13 +326,12 @@ def start(
     exact: Point,
     blur: Callable[[list[Point]], Point],
     device: Mapping[str, str | None] | None,
-) -> tuple[Session | None, Session | None]:
+) -> Started:
     """Start a session and store its device; a refused start changes nothing.
 
-    blur: returns the point to show, given the blurred points of the retained sessions. Returns the member's session
-    that had run out, which is yet to be told of, and the new one; None when it was refused, as `prerequisites` or an
-    active session tells. A fingerprint that cannot be stored is left out. When that was a matter of luck (a lock, a
-    deadlock) the start fails with it, to be tried again.
+    blur: returns the point to show, given the blurred points of the retained sessions. Why a start was refused is told
+    by `prerequisites` or an active session. A fingerprint that cannot be stored is left out. When that was a matter of
+    luck (a lock, a deadlock) the start fails with it, to be tried again.
 
     PostgreSQL logs a statement that fails, values included. So each coordinate crosses under a mask of its own, which
     the server has made and no statement names.
@@ -331,14 +351,13 @@ def start(
             blurred_latitude=blurred.latitude,
             blurred_longitude=blurred.longitude,
         )
-        rows = [Session(*row) for row in opened.fetchall()]
-        ran_out = next((row for row in rows if row.ended_at), None)
-        started = next((row for row in rows if not row.ended_at), None)
-        if started and device and any(device.values()):
-            _store_device_and_commit(opened, started, device)
+        found = {what: Session(*row) for what, *row in opened.fetchall()}
+        started = Started(found.get("ran_out"), found.get("before"), found.get("session"))
+        if started.session and device and any(device.values()):
+            _store_device_and_commit(opened, started.session, device)
         else:
-            opened.execute("COMMIT" if started else "ROLLBACK")
-    return ran_out, started
+            opened.execute("COMMIT" if started.session else "ROLLBACK")
+    return started
 
 
 def prerequisites(member_id: str) -> Prerequisites:
@@ -377,14 +396,14 @@ def end_due(batch: int, lease: timedelta) -> Untold:
     return _untold(_END_DUE, batch=batch, lease=lease)
 
 
-def claim_untold(lease: timedelta) -> Untold:
-    """Return sessions that ended together, and that nobody told of in time; they are the caller's for the lease."""
-    return _untold(_CLAIM_UNTOLD, lease=lease)
+def claim_untold(batch: int, lease: timedelta) -> Untold:
+    """Return about `batch` sessions whose expiry nobody published in time; they are the caller's for the lease."""
+    return _untold(_CLAIM_UNTOLD, batch=batch, lease=lease)
 
 
-def mark_told(untold_id: int) -> None:
+def mark_told(untold_ids: list[int]) -> None:
     """Note that these expiries were published."""
-    run(_MARK_TOLD, untold_id=untold_id)
+    run(_MARK_TOLD, untold_ids=untold_ids)
 
 
 def untold_seconds() -> set[int]:
@@ -457,4 +476,4 @@ def _left(statement: str, **parameters: Any) -> Left | None:
 
 def _untold(statement: str, **parameters: Any) -> Untold:
     rows = run(statement, _PLAN_ANEW, **parameters)
-    return Untold(rows[0][0] if rows else None, [Session(*row) for _, *row in rows if row[0]])
+    return Untold(list({row[0] for row in rows}), [Session(*row) for _, *row in rows if row[0]])

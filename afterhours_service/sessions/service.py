@@ -1,6 +1,6 @@
 """The use cases of a session. Each is one transaction; timers and events follow its commit."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import timedelta
@@ -11,16 +11,18 @@ from flask.ctx import AppContext
 from psycopg2.errors import ForeignKeyViolation
 from psycopg2.extensions import TransactionRollbackError
 from redis.client import Pipeline
+from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from afterhours_service import errors, events, metrics
+from afterhours_service.events import Event
 from afterhours_service.extensions import current_settings
 from afterhours_service.location import Point, blur
 from afterhours_service.log import get_logger
 from afterhours_service.queue import after_commit, current_redis, only_logged, send
 from afterhours_service.runs import recorded
 from afterhours_service.sessions import deadlines, queries, rules
-from afterhours_service.sessions.queries import Extension, Session, Untold
+from afterhours_service.sessions.queries import Extension, Session, Started, Untold
 from afterhours_service.sessions.schemas import ActiveSchema
 
 logger = get_logger(__name__)
@@ -30,13 +32,18 @@ Device = Mapping[str, str | None]
 BATCH = 1000  # sessions a transaction ends or warns
 LEASE = timedelta(seconds=10)  # who ended a session and hasn't told of it by then is taken for dead
 TRIES = 5
+REMEMBERED = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # an expiry that was published by then is known to be
 
 
 class Overdue(NamedTuple):
-    """How many sessions a look at the clock ended and warned."""
+    """How many sessions a look at the clock ended and warned.
+
+    published: false when Redis refused an expiry; it is published when its lease is over.
+    """
 
     ended: int
     warned: int
+    published: bool
 
 
 def status(member_id: str) -> Session | None:
@@ -54,7 +61,7 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
     secret, length = settings.location_secret.encode(), rules.length(minutes, settings.minute_seconds)
     for _ in range(TRIES):
         try:
-            ran_out, started = queries.start(
+            start = queries.start(
                 member_id,
                 length,
                 place,
@@ -67,7 +74,8 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
             if isinstance(error.orig, ForeignKeyViolation):  # the member was deleted since the gate
                 raise errors.VerificationRequired from error
             raise
-        if started:
+        if start.session:
+            started = start.session
             break
         # Refused: a session that ran out is left to whoever ends and announces it.
         _raise_refusal(member_id)
@@ -76,11 +84,12 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
         raise errors.ServiceUnavailable
     with after_commit() as trip:
         metrics.SESSIONS_STARTED.inc()
-        if ran_out:
-            _count_ends("timeout", ran_out)
-            deadlines.arm_look(trip, ran_out.now)  # a worker tells of it
+        if start.ran_out:
+            _count_ends("timeout", start.ran_out)
+        _publish_expiries(trip, _ran_out_lately(start))  # before the new session's event; whoever is late, does not
         deadlines.arm(trip, started.expires_at)
-        _publish(trip, "session_started", started, expiresAt=started.expires_at, durationMinutes=minutes)
+        payload = {"expiresAt": started.expires_at, "durationMinutes": minutes}
+        events.publish(trip, "session_started", member_id, sessionId=str(started.id), **payload)
     return started
 
 
@@ -113,7 +122,8 @@ def extend(member_id: str, minutes: int, key: str | None = None) -> Extension:
     with after_commit() as trip:
         metrics.SESSIONS_EXTENDED.inc()
         deadlines.arm(trip, session.expires_at)
-        _publish(trip, "session_extended", session, expiresAt=session.expires_at, extendedByMinutes=minutes)
+        payload = {"expiresAt": session.expires_at, "extendedByMinutes": minutes}
+        events.publish_change(trip, "session_extended", _event(session, **payload))
     deadlines.release(extension.before, extension.needed)
     return extension
 
@@ -142,26 +152,41 @@ def announce_end(
     _count_ends(reason if untold_id is None else "timeout", session)
     if untold_id is None:
         with after_commit() as trip:
-            _publish(trip, "session_ended", session, endedAt=session.ended_at, reason=reason)
+            events.publish_change(trip, "session_ended", _event(session, endedAt=session.ended_at, reason=reason))
     else:
-        _tell(Untold(untold_id, [session]))
+        _tell(Untold([untold_id], [session]))
     deadlines.release(session.expires_at, needed)
 
 
 def do_what_is_due() -> Overdue:
-    """End every session that has run out, warn every one that is about to; any number of workers may do so at once."""
-    _tell_again()
-    return Overdue(ended=_end_due(), warned=_warn_due())
+    """End every session that has run out, warn every one that is about to; any number of workers may do so at once.
+
+    Then publish, batch by batch, the expiries that nobody has, because a worker died or Redis was away after the
+    commit. However many those are, what falls due meanwhile comes first.
+    """
+    ended = warned = 0
+    published = True
+    while True:
+        count, was_published = _end_due()
+        ended, warned = ended + count, warned + _warn_due()
+        published = published and was_published
+        late = queries.claim_untold(BATCH, LEASE)
+        if not late.ids:
+            return Overdue(ended, warned, published)
+        if not _tell(late):
+            return Overdue(ended, warned, published=False)
 
 
 def reconcile() -> dict[str, int]:
     """Make Redis agree with the database: do what is overdue, arm what is missing, and return how many those were.
 
-    Raises RedisError when Redis is away.
+    Raises RedisError when Redis is away, or refused a timer or an expiry.
     """
     with recorded("reconcile") as run:
         overdue = do_what_is_due()
         counts = {"ended": overdue.ended, "warned": overdue.warned, "armed": deadlines.reconcile()}
+        if not overdue.published:
+            raise RedisError("expiries are not published")
         run.update(counts)
     logger.info("reconciled", **counts)
     return counts
@@ -172,13 +197,19 @@ def list_active(limit: int) -> list[Session]:
     return queries.list_active(limit)
 
 
-def _publish(trip: Pipeline, kind: str, session: Session, **payload: Any) -> None:
-    member_id, payload = _about(session, **payload)
-    events.publish(trip, kind, member_id, **payload)
+def _event(session: Session, **payload: Any) -> Event:
+    return Event(session.user_id, str(session.id), session.now, payload)
 
 
-def _about(session: Session, **payload: Any) -> tuple[str, dict[str, Any]]:
-    return session.user_id, {"sessionId": str(session.id), **payload}
+def _ran_out_lately(start: Started) -> list[Session]:
+    """Return the session whose expiry may not be published yet, though Redis would know if it were."""
+    if start.ran_out:
+        return [start.ran_out]
+    return [start.before] if start.before and start.before.now - start.before.expires_at < REMEMBERED else []
+
+
+def _publish_expiries(trip: Pipeline, sessions: Iterable[Session]) -> None:
+    events.publish_once(trip, "session_expired", [_event(session, reason="timeout") for session in sessions])
 
 
 def _count_ends(reason: str, *ended: Session) -> None:
@@ -188,20 +219,23 @@ def _count_ends(reason: str, *ended: Session) -> None:
             metrics.EXPIRY_LAG.observe((session.now - session.expires_at).total_seconds())
 
 
-def _end_due() -> int:
-    """End all that is due, batch by batch: while a full one is told of, the next one is ended."""
+def _end_due() -> tuple[int, bool]:
+    """End all that is due, batch by batch: while a full one is published, the next one is ended.
+
+    Return how many, and whether all were published.
+    """
     total = 0
+    published = True
     with ThreadPoolExecutor(1) as aside:
         telling: Future[bool] | None = None
         while True:
             untold = queries.end_due(BATCH, LEASE)
             if telling:
-                telling.result()
+                published = telling.result() and published
             _count_ends("timeout", *untold.sessions)
             total += len(untold.sessions)
             if len(untold.sessions) < BATCH:
-                _tell(untold)
-                return total
+                return total, _tell(untold) and published
             telling = aside.submit(copy_context().run, _tell_in, current_app.app_context(), untold)
 
 
@@ -211,23 +245,22 @@ def _tell_in(context: AppContext, untold: Untold) -> bool:
 
 
 def _tell(untold: Untold) -> bool:
-    """Publish the expiry of sessions, then note that it was; what fails is told again when the lease is over."""
+    """Publish the expiry of sessions, then note that it was; what fails is done again when the lease is over.
+
+    Return whether it succeeded.
+    """
+    if not untold.ids:
+        return True
     trip = current_redis().pipeline(transaction=False)
-    events.publish_all(trip, "session_expired", [_about(session, reason="timeout") for session in untold.sessions])
-    if untold.id is None or not send(trip):
+    _publish_expiries(trip, untold.sessions)
+    if not send(trip):
         return False
     try:
-        queries.mark_told(untold.id)
+        queries.mark_told(untold.ids)
     except SQLAlchemyError as error:
-        logger.warning("expiries will be told twice", error=type(error).__name__)
+        logger.warning("published expiries stay in the outbox", error=type(error).__name__)
         return False
     return True
-
-
-def _tell_again() -> None:
-    """Publish the expiries that nobody has, because a worker died or Redis was away after the commit."""
-    while _tell(queries.claim_untold(LEASE)):
-        pass
 
 
 def _warn_due() -> int:
@@ -238,9 +271,9 @@ def _warn_due() -> int:
         warnings = []
         for session in warned:
             minutes = rules.remaining_minutes(session.expires_at, session.now, minute_seconds)
-            warnings.append(_about(session, expiresAt=session.expires_at, minutesRemaining=minutes))
+            warnings.append(_event(session, expiresAt=session.expires_at, minutesRemaining=minutes))
         with after_commit() as trip:
-            events.publish_all(trip, "session_expiring", warnings)
+            events.publish_unless_changed(trip, "session_expiring", warnings)  # extended or ended since the commit
         total += len(warned)
         if len(warned) < BATCH:
             return total

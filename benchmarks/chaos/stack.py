@@ -27,7 +27,7 @@ CLOCK = Path(__file__).parent / "clock"
 RESTART_SECONDS = 1.0
 START_SECONDS = 30.0
 TOKEN_SECONDS = 3600
-LEASE = "rq:scheduler_lock"
+LEASE = "after-hours:scheduler"
 T = TypeVar("T")
 
 _MEMBERS = """

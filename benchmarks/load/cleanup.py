@@ -93,7 +93,7 @@ def measure(stack: Stack, members: Members, *, quiet_chunks: int = 2, interrupt:
     """Run the cleanup as the night does, by its job, beside a start, an extension and an end at a time.
 
     The worker is paused since before the tables were filled, or it would have ended what is overdue.
-    interrupt: kill the worker (-9) when half is done; another one goes on, at what would be the next night's run.
+    interrupt: kill the worker (-9) when half is done; another one takes the night up, within a minute.
     """
     load = _Load(stack, members)
     with ThreadPoolExecutor(1) as pool:
@@ -116,7 +116,6 @@ def measure(stack: Stack, members: Members, *, quiet_chunks: int = 2, interrupt:
                     interrupt = False
                     os.kill(stack.processes["worker"], signal.SIGKILL)
                     stack.start("worker")
-                    stack.redis.zadd(SCHEDULED, {JOB: time.time()})
                 if ended is None and not _is_left(stack):
                     ended = time.monotonic() - begin
             beside.append(running.result())

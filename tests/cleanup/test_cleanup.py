@@ -1,31 +1,41 @@
 """What has served its time is ended and deleted each night, and nothing else is."""
 
 import contextlib
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg2
 import pytest
 from flask import Flask
 from redis import Redis
 from rq import Queue
+from rq.job import JobStatus
+from rq.registry import clean_registries
+from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from afterhours_service.cleanup import jobs, queries, service
 from afterhours_service.config import Settings
+from afterhours_service.extensions import db
 from afterhours_service.periodic import periodic_jobs
 from afterhours_service.queue import MAINTENANCE_QUEUE, Worker
+from afterhours_service.runs import Run, recorded_runs
+from tests import test_processes as processes
 from tests.factories import Factory
 from tests.stopwatch import Stopwatch
 
 DAY = 24 * 3600
 WEEK = 7 * DAY
-NOTHING = {"overdue_sessions": 0, "declines": 0, "sessions": 0, "fingerprints": 0, "profiles": 0, "preferences": 0}
+NOTHING = dict.fromkeys(service.STEPS, 0)
 MATCHES = "CREATE TABLE after_hours_matches (session_id uuid REFERENCES after_hours_sessions (id) ON DELETE CASCADE)"
 
 
-def clean(app: Flask, seconds: float | None = None) -> tuple[dict[str, int], bool]:
+def clean(app: Flask) -> tuple[dict[str, int], int]:
+    """Do a round, and return the rows by step, and how many were left."""
     with app.app_context():
-        return service.run(seconds=seconds)
+        done = service.run()
+    return done.counts, done.left
 
 
 def pending(app: Flask) -> dict[str, int]:
@@ -68,7 +78,7 @@ def fill(factory: Factory, each: int = 1) -> dict[str, int]:
     orphan(factory, "after_hours_profiles", each)
     orphan(factory, "after_hours_preferences", each)
     steps = {"overdue_sessions": 2, "declines": 1, "sessions": 2, "fingerprints": 2, "profiles": 1, "preferences": 1}
-    return {step: rows * each for step, rows in steps.items()}
+    return {**NOTHING, **{step: rows * each for step, rows in steps.items()}}
 
 
 @pytest.mark.parametrize(
@@ -152,13 +162,13 @@ def test_a_dry_run_changes_nothing_and_foretells_the_run_and_a_second_run_does_n
 ) -> None:
     expected = fill(factory)
     before = [factory.execute(f"SELECT * FROM {t} ORDER BY 1") for t in ("after_hours_sessions", "device_fingerprints")]
-    assert pending(app) == {**expected, "photos": 0}
+    assert pending(app) == expected
     assert before == [
         factory.execute(f"SELECT * FROM {t} ORDER BY 1") for t in ("after_hours_sessions", "device_fingerprints")
     ]
-    assert clean(app) == (expected, True)
-    assert pending(app) == {**NOTHING, "photos": 0}
-    assert clean(app) == (NOTHING, True)
+    assert clean(app) == (expected, 0)
+    assert pending(app) == NOTHING
+    assert clean(app) == (NOTHING, 0)
     assert factory.count("after_hours_declines") == 1  # of the active session, as is its fingerprint
     assert factory.count("device_fingerprints") == 1
 
@@ -170,7 +180,7 @@ def test_batches_are_small_and_every_one_is_worked_off(
     expected = fill(factory, each=5)
     seen: list[tuple[str, int]] = []
     with app.app_context():
-        assert service.run(progress=lambda step, rows: seen.append((step, rows))) == (expected, True)
+        assert service.run(progress=lambda step, rows: seen.append((step, rows))).counts == expected
     assert max(rows for step, rows in seen if step != "overdue_sessions") == 2
     assert sum(rows for _, rows in seen) == sum(expected.values())
 
@@ -181,41 +191,263 @@ def test_what_somebody_works_on_is_not_waited_for(app: Flask, factory: Factory, 
         cursor.execute("SELECT FROM after_hours_sessions WHERE ended_at IS NOT NULL FOR UPDATE")
         cursor.execute("SELECT FROM after_hours_declines FOR UPDATE")
         with Stopwatch() as took:
-            counts, _ = clean(app)
+            counts, left = clean(app)
         assert took.seconds < 1
         assert (counts["sessions"], counts["declines"], counts["profiles"]) == (1, 0, 1)
+        assert left == 2
         other.rollback()
-    counts, _ = clean(app)
-    assert (counts["sessions"], counts["declines"]) == (1, 1)
+    counts, left = clean(app)
+    assert (counts["sessions"], counts["declines"], left) == (1, 1, 0)
 
 
 def test_two_runs_never_overlap(app: Flask, factory: Factory, database_url: str) -> None:
     expected = fill(factory)
     with contextlib.closing(psycopg2.connect(database_url)) as other, other.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (queries._LOCK_KEY,))
-        counts, done = clean(app)
-        assert done
-        assert sum(counts.values()) == counts["overdue_sessions"]
+        with pytest.raises(service.Busy):
+            clean(app)
+        assert pending(app) == expected | {"overdue_sessions": 0}
         other.rollback()
     assert clean(app)[0] == expected | {"overdue_sessions": 0}
 
 
-def test_the_job_comes_back_behind_the_timers_until_all_is_done_and_logs_its_counts(
-    app: Flask, factory: Factory, redis: Redis, monkeypatch: pytest.MonkeyPatch
+CHILDREN = "CREATE TABLE reports (session_id uuid REFERENCES after_hours_sessions (id))"
+
+
+def old_sessions(factory: Factory, how_many: int) -> list[str]:
+    """Write sessions that have served their time; return their ids, in the order in which the cleanup finds them."""
+    return [factory.session(factory.member(), left=n - WEEK - 1000, ended=True) for n in range(how_many)]
+
+
+def ids(factory: Factory) -> list[str]:
+    return [str(row.id) for row in factory.execute("SELECT id FROM after_hours_sessions")]
+
+
+def test_a_row_that_the_host_holds_keeps_no_other_from_being_deleted(
+    app: Flask, factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(service, "BATCH", 3)
+    factory.execute(CHILDREN)
+    sessions = old_sessions(factory, 10)
+    held = [sessions[0], sessions[4], sessions[5]]
+    factory.execute("INSERT INTO reports SELECT unnest(%s::uuid[])", held)
+    fingerprint(factory, None)
+    counts, left = clean(app)
+    assert (counts["sessions"], counts["fingerprints"], left) == (7, 1, 3)
+    assert sorted(ids(factory)) == sorted(held)
+    factory.execute("DELETE FROM reports")
+    assert clean(app)[1] == 0
+    assert ids(factory) == []
+
+
+def test_neither_does_one_that_a_deletion_cascades_to_and_that_somebody_has_locked(
+    app: Flask, factory: Factory, database_url: str
+) -> None:
+    sessions = old_sessions(factory, 5)
+    fingerprint(factory, sessions[2])
+    fingerprint(factory, None)
+    with contextlib.closing(psycopg2.connect(database_url)) as other, other.cursor() as cursor:
+        cursor.execute("SELECT FROM device_fingerprints WHERE session_id = %s FOR UPDATE", (sessions[2],))
+        counts, left = clean(app)
+        assert (counts["sessions"], counts["fingerprints"], left) == (4, 1, 1)
+        assert ids(factory) == [sessions[2]]
+        other.rollback()
+    counts, left = clean(app)
+    assert (counts["sessions"], counts["fingerprints"], left) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("step", service.STEPS)
+def test_a_step_that_fails_does_not_skip_the_later_ones(
+    app: Flask, factory: Factory, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    expected = fill(factory)
+    work = service._work
+
+    def failing(round_: service.Round, end: float | None) -> tuple[int, bool]:
+        if round_.step == step:
+            factory.execute("SELECT 1")
+            db.session.execute(text("SELECT 1 / 0"))
+        return work(round_, end)
+
+    monkeypatch.setattr(service, "_work", failing)
+    counts, left = clean(app)
+    assert left == 1
+    # What is overdue cannot be old, and what is not deleted has its fingerprint still.
+    less = {"overdue_sessions": {"sessions": 1}, "sessions": {"fingerprints": 1}}.get(step, {})
+    assert counts == {name: 0 if name == step else rows - less.get(name, 0) for name, rows in expected.items()}
+
+
+def test_many_rows_that_are_held_are_passed_over_slice_by_slice(
+    app: Flask, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short the slice, it comes further than the one before."""
+    monkeypatch.setattr(service, "BATCH", 4)
+    factory.execute(CHILDREN)
+    sessions = old_sessions(factory, 12)
+    factory.execute("INSERT INTO reports SELECT unnest(%s::uuid[])", sessions[:10])
+    round_ = service.Round()
+    with app.app_context():
+        for _ in range(40):
+            service.run(round_, seconds=0)
+    assert (round_.step, round_.counts["sessions"], round_.left) == (None, 2, 10)
+
+
+class Chain:
+    """The night as the workers do it, slice by slice, each as short as can be."""
+
+    def __init__(self, app: Flask, redis: Redis) -> None:
+        self.app, self.redis = app, redis
+        self.queue = Queue(MAINTENANCE_QUEUE, connection=redis)
+
+    def begin(self) -> None:
+        with self.app.app_context():
+            jobs.cleanup()
+
+    def work(self, most: int | None = None) -> None:
+        with self.app.app_context():
+            Worker([self.queue], connection=self.redis).work(burst=True, max_jobs=most)
+
+    def resume(self, times: int = 1) -> None:
+        """Let so many half minutes pass."""
+        for _ in range(times):
+            with self.app.app_context():
+                jobs.resume()
+
+    def finished(self) -> int:
+        return recorded_runs(self.redis).get("cleanup", Run()).finished
+
+
+@pytest.fixture
+def chain(app: Flask, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Chain:
     monkeypatch.setattr(service, "BATCH", 2)
     monkeypatch.setattr(jobs, "SLICE_SECONDS", 0)
+    return Chain(app, redis)
+
+
+def test_the_job_comes_back_behind_the_timers_until_all_is_done_and_says_so_once(
+    chain: Chain, factory: Factory
+) -> None:
     expected = fill(factory, each=5)
-    queue = Queue(MAINTENANCE_QUEUE, connection=redis)
-    with app.app_context(), capture_logs() as logs:
-        jobs.cleanup()
-        assert [job.func_name for job in queue.jobs] == ["afterhours_service.cleanup.jobs.cleanup"]
-        Worker([queue], connection=redis).work(burst=True)
-    slices = [entry for entry in logs if entry["event"] == "cleaned up"]
-    assert len(slices) > 5
-    assert [entry["done"] for entry in slices] == [False] * (len(slices) - 1) + [True]
-    assert {step: sum(entry.get(step, 0) for entry in slices) for step in expected} == expected
-    assert queue.count == 0
+    with capture_logs() as logs:
+        chain.begin()
+        assert [job.func_name for job in chain.queue.jobs] == ["afterhours_service.cleanup.jobs.cleanup_slice"]
+        chain.work(5)
+        assert (chain.queue.count, chain.finished()) == (1, 0)
+        chain.work()
+    [end] = [entry for entry in logs if entry["event"] == "cleanup finished"]
+    assert {step: end[step] for step in expected} == expected
+    assert chain.finished() == 1
+    rows = recorded_runs(chain.redis)["cleanup"].rows
+    assert rows == expected
+    assert chain.redis.get(jobs.KEY) is None
+    chain.resume(3)
+    assert chain.queue.count == 0
+
+
+def test_a_chain_that_lost_its_next_slice_is_taken_up_and_one_that_goes_on_is_not(
+    chain: Chain, factory: Factory
+) -> None:
+    expected = fill(factory, each=5)
+    chain.begin()
+    for _ in range(3):
+        chain.work(1)
+        chain.resume()
+        assert chain.queue.count == 1
+    chain.queue.empty()  # type: ignore[no-untyped-call]
+    chain.resume()
+    assert chain.queue.count == 1
+    chain.work()
+    assert chain.finished() == 1
+    assert recorded_runs(chain.redis)["cleanup"].rows == expected
+
+
+def test_of_two_slices_that_would_go_on_one_stops(chain: Chain, factory: Factory) -> None:
+    fill(factory, each=3)
+    chain.begin()
+    chain.resume(2)  # the first slice waits for long
+    assert chain.queue.count == 2
+    chain.work(2)
+    assert chain.queue.count == 1
+    chain.work()
+    assert chain.finished() == 1
+
+
+def test_what_a_round_left_gets_another_and_the_night_is_not_finished_before(
+    chain: Chain, factory: Factory, database_url: str
+) -> None:
+    sessions = old_sessions(factory, 5)
+    with contextlib.closing(psycopg2.connect(database_url)) as other, other.cursor() as cursor:
+        cursor.execute("SELECT FROM after_hours_sessions WHERE id = %s FOR UPDATE", (sessions[2],))
+        chain.begin()
+        chain.work()
+        assert (ids(factory), chain.finished()) == ([sessions[2]], 0)
+        other.rollback()
+    chain.resume(2)
+    chain.work()
+    assert (ids(factory), chain.finished()) == ([], 1)
+
+
+def test_a_night_that_cannot_be_finished_is_given_up_and_says_so(chain: Chain, factory: Factory) -> None:
+    factory.execute(CHILDREN)
+    sessions = old_sessions(factory, 2)
+    factory.execute("INSERT INTO reports VALUES (%s)", sessions[0])
+    with capture_logs() as logs:
+        chain.begin()
+        for _ in range(2 * jobs.TRIES + 3):
+            chain.work()
+            chain.resume()
+    [end] = [entry for entry in logs if entry["event"] == "cleanup did not finish"]
+    assert (end["log_level"], end["left"], end["sessions"]) == ("error", 1, 1)
+    assert (chain.finished(), chain.redis.get(jobs.KEY), ids(factory)) == (0, None, [sessions[0]])
+
+
+def test_a_slice_that_fails_or_whose_worker_died_is_run_again_by_rq(
+    chain: Chain, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(factory, each=2)
+    chain.begin()
+    with monkeypatch.context() as broken:
+        broken.setattr(service, "run", lambda *_: 1 / 0)
+        chain.work(1)
+    [job] = chain.queue.jobs
+    assert job.retries_left == jobs.SLICE_TRIES - 2
+    # As a worker leaves it that was killed.
+    chain.queue.remove(job)
+    job.set_status(JobStatus.STARTED)
+    registry = chain.queue.started_job_registry
+    chain.redis.zadd(registry.key, {f"{job.id}:an-execution": time.time() - 1})
+    clean_registries(chain.queue)
+    assert chain.queue.job_ids == [job.id]
+    chain.work()
+    assert chain.finished() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_a_worker_that_is_killed_in_the_middle_leaves_nothing_behind(
+    app: Flask, factory: Factory, redis: Redis, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Within three minutes, of which the half minutes are travelled."""
+    old_sessions(factory, 3 * service.BATCH)
+    factory.execute("""
+        CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql
+        AS 'BEGIN PERFORM pg_sleep(0.003); RETURN OLD; END'
+    """)
+    factory.execute(
+        "CREATE TRIGGER dawdle BEFORE DELETE ON after_hours_sessions FOR EACH ROW EXECUTE FUNCTION dawdle()"
+    )
+    chain = Chain(app, redis)
+    with contextlib.closing(processes.Run(tmp_path, processes.environment(database_url, redis_url))) as run:
+        worker = run("worker")
+        chain.begin()
+        processes.eventually(lambda: len(ids(factory)) < 3 * service.BATCH)
+        worker.kill()
+        factory.execute("DROP TRIGGER dawdle ON after_hours_sessions")
+        assert ids(factory)
+        chain.resume(2)
+        run("worker")
+        processes.eventually(chain.finished)
+    assert ids(factory) == []
 
 
 def test_it_comes_at_four_in_the_morning_utc_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -399,8 +399,7 @@ def orphans(app: Flask, factory: Factory, upload: Any, settings: Settings) -> st
 def test_orphans_are_counted_and_removed(app: Flask, orphans: str, settings: Settings) -> None:
     with app.app_context():
         assert cleanup.pending()["photos"] == 3
-        assert cleanup.delete_orphaned_photos() == (3, None)
-        assert cleanup.delete_orphaned_photos() == (0, None)
+        assert [cleanup.run().counts["photos"] for _ in range(2)] == [3, 0]
     assert stored(settings) == {orphans, photo.thumbnail_key(orphans), f"{photo.PREFIX}young/3.jpg"}
 
 
@@ -409,14 +408,13 @@ def test_orphans_are_removed_in_slices(
 ) -> None:
     monkeypatch.setattr("afterhours_service.storage.PAGE", 2)
     with app.app_context():
-        total, after = 0, ""
-        for _ in range(10):
-            deleted, last = cleanup.delete_orphaned_photos(after, seconds=0)
-            total += deleted
-            if last is None:
-                break
-            after = last
-    assert total == 3
+        round_ = cleanup.Round(step="photos")
+        slices = 0
+        while round_.step:
+            cleanup.run(round_, seconds=0)
+            slices += 1
+    assert round_.counts["photos"] == 3
+    assert slices > 1
 
 
 def test_the_settings_choose_the_bucket(database_url: str, redis_url: str) -> None:

@@ -9,13 +9,17 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
+from redis.exceptions import RedisError
 from rq.job import Job
 
+from afterhours_service.events import PUBLISHED
 from afterhours_service.queue import is_redis_away
+from afterhours_service.runs import recorded_runs
 from afterhours_service.sessions import deadlines, queries, service
 from afterhours_service.sessions.jobs import reconcile, session_timer
 from afterhours_service.timers import SCHEDULED
 from tests.factories import PLACE, Factory, bearer, scheduled
+from tests.outages import OwnValkey
 
 API = "/api/after-hours/session"
 LEAD = 120
@@ -84,7 +88,7 @@ def test_an_extension_moves_both_timers(client: FlaskClient, factory: Factory, r
 
 def test_an_early_end_leaves_no_timer(client: FlaskClient, factory: Factory, redis: Redis) -> None:
     end(client, start(client, factory))
-    assert redis.keys() == []
+    assert redis.keys() == [PUBLISHED.encode()]
 
 
 def test_neither_do_many_extensions_and_an_end(client: FlaskClient, factory: Factory, redis: Redis) -> None:
@@ -92,7 +96,7 @@ def test_neither_do_many_extensions_and_an_end(client: FlaskClient, factory: Fac
     for _ in range(3):
         extend(client, member)
     end(client, member)
-    assert redis.keys() == []
+    assert redis.keys() == [PUBLISHED.encode()]
 
 
 @pytest.mark.parametrize("leave", [end, extend], ids=["end", "extension"])
@@ -265,3 +269,30 @@ def test_what_redis_has_lost_is_done_by_the_reconciliation(
         service.reconcile()
     [row] = factory.sessions(member)
     assert row.ended_at == row.expires_at
+
+
+class TestRedisThatRefuses:
+    """What an access list, a full memory or a replica may do; each test has a Valkey of its own."""
+
+    @pytest.fixture
+    def redis_url(self, own_valkey: OwnValkey) -> str:
+        return own_valkey.url
+
+    @pytest.mark.parametrize("command", ["zadd", "publish"])
+    def test_a_reconciliation_fails_is_not_recorded_and_does_all_when_it_comes_again(
+        self, app: Flask, factory: Factory, redis: Redis, events: Callable[[], list[dict[str, Any]]], command: str
+    ) -> None:
+        factory.session(factory.member(), left=900)
+        factory.session(factory.member(), left=-1)
+        redis.execute_command("ACL", "SETUSER", "default", f"-{command}")  # type: ignore[no-untyped-call]
+        with app.app_context():
+            with pytest.raises(RedisError):
+                reconcile()
+            assert "reconcile" not in recorded_runs(redis)
+            redis.execute_command("ACL", "SETUSER", "default", f"+{command}")  # type: ignore[no-untyped-call]
+            factory.execute("UPDATE after_hours_untold SET tell_at = tell_at - interval '11 seconds'")
+            reconcile()
+            assert deadlines.compare().missing == []
+        assert recorded_runs(redis)["reconcile"].finished == 1
+        assert [event["type"] for event in events()] == ["after_hours:session_expired"]
+        assert not factory.execute("SELECT FROM after_hours_untold")

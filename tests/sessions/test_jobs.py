@@ -17,7 +17,7 @@ from rq import Queue
 from rq.job import Job
 from sqlalchemy import text
 
-from afterhours_service.cleanup.jobs import cleanup
+from afterhours_service.cleanup import service as service_of_cleanup
 from afterhours_service.extensions import db
 from afterhours_service.queue import QUEUES, TIMERS_QUEUE, Worker, job
 from afterhours_service.sessions import service
@@ -53,13 +53,12 @@ def _reconciliation(app: Flask, member: str) -> None:
 
 def _cleanup(app: Flask, member: str) -> None:
     with app.app_context():
-        cleanup()
+        service_of_cleanup.run()
 
 
 def _start(app: Flask, member: str) -> None:
     response = app.test_client().post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(member))
     assert response.status_code == 201
-    do_what_is_due(app)  # the timer that the start has armed tells of it
 
 
 @pytest.mark.parametrize("late_seconds", [0, 90, 3 * 86400])
@@ -166,7 +165,7 @@ def test_more_than_a_batch_is_done_in_one_go(
     over = [factory.session(factory.member(), left=-60 - n) for n in range(7)]
     soon = [factory.session(factory.member(), left=60 + n) for n in range(6)]
     with app.app_context():
-        assert service.do_what_is_due() == (7, 6)
+        assert service.do_what_is_due() == (7, 6, True)
     told = [(event["type"], event["payload"]["sessionId"]) for event in events()]
     assert sorted(told) == sorted(
         [("after_hours:session_expired", session) for session in over]

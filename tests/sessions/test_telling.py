@@ -1,11 +1,15 @@
 """Every expiry is told at least once, and without a crash just once."""
 
+import contextlib
 import math
+import re
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg2
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -18,7 +22,8 @@ from afterhours_service.extensions import db
 from afterhours_service.sessions import queries, service
 from tests.conftest import make_settings
 from tests.factories import Factory, scheduled
-from tests.sessions.test_life import start
+from tests.outages import OwnValkey
+from tests.sessions.test_life import end, extend, start
 
 Events = Callable[[], list[dict[str, Any]]]
 
@@ -80,17 +85,179 @@ def test_an_expiry_of_a_time_with_redis_away_is_told_when_it_is_back(
     assert expired(events) == [session]
 
 
-def test_a_start_leaves_the_session_that_it_found_overdue_to_a_worker_to_tell_of_at_once(
-    app: Flask, client: FlaskClient, factory: Factory, events: Events, redis: Redis
+def kinds(events: Events) -> list[tuple[str, str]]:
+    """Return the kind and the session of each event since the last look."""
+    return [(event["type"].removeprefix("after_hours:session_"), event["payload"]["sessionId"]) for event in events()]
+
+
+def _nobody(app: Flask) -> None:
+    """The start itself ends the session that ran out."""
+
+
+def _a_worker_that_is_late(app: Flask) -> None:
+    """It has ended the session, and is yet to publish that."""
+    with app.app_context():
+        queries.end_due(10, service.LEASE)
+
+
+def _a_worker_that_cannot_note_it(app: Flask) -> None:
+    """It has published the expiry, and died before it could note that."""
+    with app.app_context(), pytest.MonkeyPatch.context() as broken:
+        broken.setattr(queries, "mark_told", lambda _: None)
+        service.do_what_is_due()
+
+
+@pytest.mark.parametrize("who", [_nobody, _a_worker_that_is_late, _a_worker_that_cannot_note_it])
+def test_the_expiry_of_the_old_session_is_published_before_the_start_of_the_new_and_once(
+    app: Flask, client: FlaskClient, factory: Factory, events: Events, who: Callable[[Flask], None]
 ) -> None:
     member = factory.member()
-    session = factory.session(member, left=-1)
+    old = factory.session(member, left=-1)
+    who(app)
     assert start(client, member).status_code == 201
-    assert min(scheduled(redis).values()) <= time.time() + 1
+    new = str(factory.sessions(member)[-1].id)
+    with app.app_context():
+        lease_is_over(factory)
+        service.do_what_is_due()
+    assert kinds(events) == [("expired", old), ("started", new)]
+    assert not factory.execute("SELECT FROM after_hours_untold")
+
+
+def test_a_start_that_waits_for_the_worker_that_ends_the_old_session_publishes_its_expiry(
+    app: Flask, factory: Factory, events: Events, database_url: str
+) -> None:
+    member = factory.member()
+    old = factory.session(member, left=-1)
+    waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with contextlib.closing(psycopg2.connect(database_url)) as worker, worker.cursor() as cursor:
+        cursor.execute("UPDATE after_hours_sessions SET ended_at = expires_at")
+        with ThreadPoolExecutor(1) as requests:
+            answer = requests.submit(start, app.test_client(), member)
+            while not factory.count(waiting):
+                time.sleep(0.01)
+            worker.commit()
+        assert answer.result().status_code == 201
+    assert kinds(events) == [("expired", old), ("started", str(factory.sessions(member)[-1].id))]
+
+
+@pytest.mark.parametrize("how", ["ended by its member", "long ago"])
+def test_a_start_publishes_no_expiry_that_was_none_or_that_redis_has_forgotten(
+    client: FlaskClient, factory: Factory, events: Events, how: str
+) -> None:
+    member = factory.member()
+    factory.session(member, left=-60 if how != "long ago" else -3600, ended=True)
+    if how != "long ago":
+        factory.execute("UPDATE after_hours_sessions SET ended_at = expires_at - interval '1 minute'")
+    assert start(client, member).status_code == 201
+    assert [kind for kind, _ in kinds(events)] == ["started"]
+
+
+@pytest.mark.parametrize(("change", "told"), [(extend, "extended"), (end, "ended")], ids=["extension", "end"])
+def test_a_warning_that_comes_after_what_made_it_untrue_is_not_published(
+    app: Flask,
+    client: FlaskClient,
+    factory: Factory,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    change: Callable[..., Any],
+    told: str,
+) -> None:
+    """Between the worker's commit and its publication."""
+    changed, kept = factory.member(), factory.member()
+    sessions = {member: factory.session(member, left=100) for member in (changed, kept)}
+    warn = queries.warn_due
+
+    def warn_due(*arguments: Any) -> list[queries.Session]:
+        warned = warn(*arguments)
+        if warned:
+            assert change(client, changed).status_code == 200
+        return warned
+
+    monkeypatch.setattr(queries, "warn_due", warn_due)
     with app.app_context():
         service.do_what_is_due()
-    assert expired(events) == [session]
-    assert not factory.execute("SELECT FROM after_hours_untold")
+    assert kinds(events) == [(told, sessions[changed]), ("expiring", sessions[kept])]
+
+
+def test_no_warning_comes_after_the_expiry(
+    app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = factory.session(factory.member(), left=100)
+    warn = queries.warn_due
+
+    def warn_due(*arguments: Any) -> list[queries.Session]:
+        monkeypatch.setattr(queries, "warn_due", warn)
+        warned = warn(*arguments)
+        factory.travel(101)
+        service.do_what_is_due()  # another worker
+        return warned
+
+    monkeypatch.setattr(queries, "warn_due", warn_due)
+    with app.app_context():
+        service.do_what_is_due()
+    assert kinds(events) == [("expired", session)]
+
+
+def test_no_event_overtakes_another_in_a_storm(app: Flask, factory: Factory, events: Events) -> None:
+    """Workers warn and end while members extend, end and start: each member's events are in order."""
+    members = [factory.member() for _ in range(12)]
+    for number, member in enumerate(members):
+        factory.session(member, left=(-1, 90)[number % 2])
+    calm = threading.Event()
+
+    def work() -> None:
+        while not calm.is_set():
+            with app.app_context():
+                service.do_what_is_due()
+
+    def hurry(member: str) -> None:
+        client = app.test_client()
+        for step in (start, extend, end, start, end):
+            step(client, member)
+
+    with ThreadPoolExecutor(2) as workers:
+        for _ in range(2):
+            workers.submit(work)
+        with ThreadPoolExecutor(4) as requests:
+            list(requests.map(hurry, members))
+        calm.set()
+    told = dict.fromkeys(members, "")
+    for event in events():
+        told[event["targetUserId"]] += event["type"].removeprefix("after_hours:session_") + " "
+    for story in told.values():
+        assert re.fullmatch(
+            "expired started extended ended started ended |(expiring )?extended ended started ended ", story
+        )
+
+
+def test_a_backlog_of_expiries_delays_no_end(
+    app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is due, or falls due meanwhile, is ended and published before the next batch of what was left."""
+    monkeypatch.setattr(service, "BATCH", 3)
+    backlog = [factory.session(factory.member(), left=-60) for _ in range(9)]
+    with app.app_context():
+        for _ in backlog:  # a row of the outbox each
+            queries.end_due(1, -service.LEASE)
+    due, soon = factory.session(factory.member(), left=-1), factory.session(factory.member(), left=60, length=900)
+    claim, claims = queries.claim_untold, []
+
+    def claim_untold(*arguments: Any) -> queries.Untold:
+        claimed = claim(*arguments)
+        claims.append(len(claimed.sessions))
+        if len(claims) == 1:
+            factory.execute("UPDATE after_hours_sessions SET expires_at = now(), warned_at = now() WHERE id = %s", soon)
+        return claimed
+
+    monkeypatch.setattr(queries, "claim_untold", claim_untold)
+    with app.app_context():
+        assert service.do_what_is_due()[::2] == (2, True)
+    told = expired(events)
+    assert claims == [3, 3, 3, 0]
+    assert told[0] == due
+    assert told[4] == soon
+    assert sorted(told[1:4] + told[5:]) == sorted(backlog)
 
 
 def test_many_untold_expiries_are_told_batch_by_batch(app: Flask, factory: Factory, events: Events) -> None:
@@ -133,7 +300,7 @@ def test_two_workers_on_the_same_second_do_each_session_once(
     assert set(told) == sessions
 
 
-def test_a_batch_that_is_told_aside_gives_its_connection_back_and_is_told_again_when_it_could_not_be_noted(
+def test_a_batch_that_is_told_aside_gives_its_connection_back_and_is_told_once_when_it_could_not_be_noted(
     app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "BATCH", 2)
@@ -150,5 +317,35 @@ def test_a_batch_that_is_told_aside_gives_its_connection_back_and_is_told_again_
         assert set(expired(events)) == sessions
         lease_is_over(factory)
         service.do_what_is_due()
-    assert set(expired(events)) == sessions
-    assert not factory.execute("SELECT FROM after_hours_untold")
+        assert expired(events) == []
+        assert not factory.execute("SELECT FROM after_hours_untold")
+
+
+class TestRedisThatIsFull:
+    """It takes no writes, and publishes."""
+
+    @pytest.fixture
+    def redis_url(self, own_valkey: OwnValkey) -> str:
+        return own_valkey.url
+
+    def test_expiries_are_published_all_the_same(
+        self, app: Flask, factory: Factory, redis: Redis, events: Events
+    ) -> None:
+        session = factory.session(factory.member(), left=-1)
+        redis.config_set("maxmemory", 1)
+        with app.app_context():
+            assert service.do_what_is_due() == (1, 0, True)
+        assert expired(events) == [session]
+
+    def test_a_replica_publishes_nothing_to_nobody(
+        self, app: Flask, factory: Factory, redis: Redis, events: Events
+    ) -> None:
+        session = factory.session(factory.member(), left=-1)
+        redis.replicaof("127.0.0.1", 1)
+        with app.app_context():
+            assert service.do_what_is_due() == (1, 0, False)
+            assert expired(events) == []
+            redis.replicaof("NO", "ONE")
+            lease_is_over(factory)
+            assert service.do_what_is_due() == (0, 0, True)
+        assert expired(events) == [session]
