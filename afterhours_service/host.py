@@ -87,7 +87,7 @@ _STANDING = """
 _LOCK = text("SELECT after_hours_consent IS TRUE FROM users WHERE id = :member_id FOR KEY SHARE")
 _TRY_LOCK_ERASURE = text("SELECT pg_try_advisory_xact_lock_shared(hashtextextended(:member_id, :seed))")
 _LOCK_ERASURE = text("SELECT pg_advisory_xact_lock(hashtextextended(:member_id, :seed))")
-_SEED = 0x0AF7E12  # any number: a lock of another application's must not be ours by chance
+LOCK_SEED = 0x0AF7E12  # any number: a lock of another application's must not be ours by chance
 
 
 def lock(member_id: str) -> bool | None:
@@ -101,13 +101,13 @@ def lock(member_id: str) -> bool | None:
 
 def try_lock_erasure(member_id: str) -> bool:
     """Hold up an erasure until the transaction ends; false when one is under way."""
-    taken: bool = db.session.execute(_TRY_LOCK_ERASURE, {"member_id": member_id, "seed": _SEED}).scalar_one()
+    taken: bool = db.session.execute(_TRY_LOCK_ERASURE, {"member_id": member_id, "seed": LOCK_SEED}).scalar_one()
     return taken
 
 
 def lock_erasure(member_id: str) -> None:
     """Wait for what is being created for the member; until the transaction ends nothing can be."""
-    db.session.execute(_LOCK_ERASURE, {"member_id": member_id, "seed": _SEED})
+    db.session.execute(_LOCK_ERASURE, {"member_id": member_id, "seed": LOCK_SEED})
 
 
 def standing(member_id: str) -> Standing:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 import afterhours_service
 from afterhours_service import create_app
+from afterhours_service.config import SettingsError
 from afterhours_service.extensions import db
 from afterhours_service.health import VERSION_TABLE
 from alembic import context
@@ -111,5 +112,9 @@ for module in pkgutil.walk_packages(afterhours_service.__path__, "afterhours_ser
 if has_app_context() and "sqlalchemy" in current_app.extensions:
     run()
 else:
-    with create_app().app_context():
+    try:
+        app = create_app()
+    except SettingsError as error:
+        raise CommandError(error.message) from error
+    with app.app_context():
         run()

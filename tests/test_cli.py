@@ -290,7 +290,7 @@ def test_without_a_database_a_migration_says_so_in_a_sentence(command: tuple[str
     environ = {
         "DATABASE_URL": "postgresql://nobody@/none?host=/nonexistent",
         "JWT_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET,
+        "LOCATION_SECRET": SECRET[::-1],
     }
     program, *words = command
     done = subprocess.run(
@@ -378,7 +378,7 @@ def test_a_reader_who_goes_and_an_operator_who_gives_up_see_no_traceback(
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "JWT_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET,
+        "LOCATION_SECRET": SECRET[::-1],
     }
     flask = [str(Path(sys.executable).parent / "flask"), "--app", "afterhours_service", "after-hours"]
 

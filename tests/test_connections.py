@@ -45,7 +45,7 @@ def test_a_forked_child_opens_connections_of_its_own(database_url: str, redis_ur
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "JWT_SECRET": SECRET,
-            "LOCATION_SECRET": SECRET,
+            "LOCATION_SECRET": SECRET[::-1],
         },
         capture_output=True,
         text=True,

@@ -17,6 +17,7 @@ from PIL import Image
 from afterhours_service import limits
 from afterhours_service.errors import CATALOGUE, AppError
 from afterhours_service.health import VERSION_TABLE
+from afterhours_service.host import LOCK_SEED
 from afterhours_service.profiles.imaging import process
 from afterhours_service.storage import FolderStorage
 from tests.discovery.conftest import decline
@@ -71,6 +72,17 @@ def upload_what_is_banned(client: FlaskClient, factory: Factory) -> Any:
     return upload(client, factory.member(), png.getvalue())
 
 
+def create_during_an_erasure(client: FlaskClient, factory: Factory) -> Any:
+    """Ask for preferences while the lock of an erasure is held."""
+    member = factory.member()
+    factory.execute("BEGIN")
+    factory.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, %s))", member, LOCK_SEED)
+    try:
+        return feature(client.post, "preferences", member)
+    finally:
+        factory.execute("ROLLBACK")
+
+
 def ask_again_and_again(client: FlaskClient, member: str) -> Any:
     """Ask more often than is allowed, of an app that is given limits before it is asked for the first time."""
     app = client.application
@@ -103,6 +115,7 @@ REACHED_BY: dict[str, Callable[[FlaskClient, Factory], Any]] = {
         "SELECT 1", lambda client, member: [feature(client.post, "preferences", member) for _ in "12"][1]
     ),
     "PREFERENCES_NOT_FOUND": lambda client, factory: feature(client.patch, "preferences", factory.member()),
+    "ERASURE_IN_PROGRESS": create_during_an_erasure,
     "NO_FILE": lambda client, factory: client.post(PHOTO, headers=bearer(factory.member())),
     "INVALID_IMAGE": lambda client, factory: upload(client, factory.member(), b"GIF89a"),
     "PHOTO_NOT_ALLOWED": upload_what_is_banned,

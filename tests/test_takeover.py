@@ -331,7 +331,7 @@ def test_with_its_keys_deleted_the_node_service_ends_no_extended_session_early(e
     [row] = evening.members.sessions(left)
     assert row.ended_at == row.expires_at
     evening.node.start(left)
-    evening.travel(30 * 60)
+    evening.travel(31 * 60)
     evening.minute()
     [row] = evening.members.sessions(extended)
     assert row.ended_at == row.expires_at

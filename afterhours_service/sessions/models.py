@@ -62,7 +62,7 @@ class AfterHoursSession(Base):
         Index(
             "idx_after_hours_sessions_active_user", "user_id", unique=True, postgresql_where=text("ended_at IS NULL")
         ),
-        Index("idx_after_hours_sessions_user", "user_id", "started_at"),
+        Index("idx_after_hours_sessions_user_started", "user_id", "started_at"),
         Index(
             "idx_after_hours_sessions_nearest",
             CELL,

@@ -1,7 +1,6 @@
 """Keep what a photo looks like: the Node service's table has the column, ours had not."""
 
-import sqlalchemy as sa
-
+from afterhours_service import migrating
 from alembic import op
 
 revision = "0012"
@@ -9,18 +8,15 @@ down_revision = "0011"
 branch_labels = None
 depends_on = None
 
-MADE_HERE = "made by After Hours 0012"
-
 
 def upgrade() -> None:
-    columns = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("after_hours_profiles")}
-    if "photo_hash" not in columns:
+    attribute = "pg_attribute WHERE attrelid = to_regclass('after_hours_profiles') AND attname = 'photo_hash'"
+    if not migrating.ask(f"SELECT EXISTS (SELECT FROM {attribute})"):
         op.execute("ALTER TABLE after_hours_profiles ADD COLUMN photo_hash varchar(16)")
-        op.execute(f"COMMENT ON COLUMN after_hours_profiles.photo_hash IS '{MADE_HERE}'")
+        migrating.note("COLUMN after_hours_profiles.photo_hash", revision)
 
 
 def downgrade() -> None:
     """Drop the column, unless it is the Node service's."""
-    columns = sa.inspect(op.get_bind()).get_columns("after_hours_profiles")
-    if any(column["name"] == "photo_hash" and column["comment"] == MADE_HERE for column in columns):
+    if migrating.is_column_made("after_hours_profiles", "photo_hash"):
         op.execute("ALTER TABLE after_hours_profiles DROP COLUMN photo_hash")

@@ -13,7 +13,8 @@ from tests.discovery.conftest import API, Live, look, prefer, seen
 from tests.factories import Factory, bearer
 
 ANYONE = {"max_distance_km": 200}
-KEY = "after-hours-photos/k.jpg"
+NAME = "after-hours-photos/m/0b5e8c9e-6f1e-4b7a-9b1e-2a3c4d5e6f70-photo"
+KEY = f"{NAME}.jpg"
 
 
 def test_a_member_is_shown_as_the_contract_says(client: FlaskClient, factory: Factory, live: Live) -> None:
@@ -24,8 +25,8 @@ def test_a_member_is_shown_as_the_contract_says(client: FlaskClient, factory: Fa
     answer = look(client, me)
     [session] = factory.sessions(other)
     [shown] = answer["members"]
-    assert "after-hours-photos/k.jpg" in shown.pop("photoUrl")
-    assert "after-hours-photos/k-thumbnail.jpg" in shown.pop("thumbnailUrl")
+    assert KEY in shown.pop("photoUrl")
+    assert f"{NAME}-thumbnail.jpg" in shown.pop("thumbnailUrl")
     assert answer == {
         "success": True,
         "nextCursor": None,

@@ -207,7 +207,7 @@ def test_a_photo_of_the_node_service_is_its_own_thumbnail(
     assert client.get(exported["thumbnailUrl"], buffered=True).data == jpeg()
     age(settings)
     with app.app_context():
-        assert cleanup.delete_orphaned_photos() == (0, None)
+        assert cleanup.run(cleanup.Round(step="photos")).counts["photos"] == 0
     assert client.delete(URL, headers=bearer(member)).status_code == 200
     assert not files(settings)
 
