@@ -5,6 +5,8 @@ import hashlib
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import psycopg2
@@ -39,8 +41,18 @@ class Base(DeclarativeBase):
 # or a column that the statement returns has another type by now. A new connection begins anew.
 _STALE = (DuplicatePreparedStatement, InvalidSqlStatementName, FeatureNotSupported)
 
+
+def _find_migrations() -> Path:
+    """Return the folder of the migrations: inside an installed package, `alembic/` beside it in a checkout."""
+    package = Path(str(files("afterhours_service")))
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "alembic"
+
+
+MIGRATIONS = _find_migrations()
+
 db = SQLAlchemy(model_class=Base)
-migrate = Migrate(directory="alembic")
+migrate = Migrate(directory=str(MIGRATIONS))
 api = Api()
 
 

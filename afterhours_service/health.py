@@ -1,6 +1,5 @@
 """Is the process there, and can it work? Outside the gate, for load balancers."""
 
-from pathlib import Path
 from typing import Any
 
 from alembic.script import ScriptDirectory
@@ -10,13 +9,12 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service import errors
-from afterhours_service.extensions import read
+from afterhours_service.extensions import MIGRATIONS, read
 from afterhours_service.queue import current_redis
 from afterhours_service.schemas import Blueprint, envelope
 
 blueprint = Blueprint("health", __name__, description="For load balancers, without a token")
 
-SCRIPTS = Path(__file__).parent.parent / "alembic"
 VERSION_TABLE = "after_hours_alembic_version"
 
 HealthResponse = envelope("HealthResponse", status=fields.String())
@@ -58,7 +56,7 @@ def is_ready(found: dict[str, str]) -> bool:
 
 def _schema() -> str:
     """Compare the database's revision with the code's; a newer one comes from a release that is being rolled out."""
-    scripts = ScriptDirectory(str(SCRIPTS))
+    scripts = ScriptDirectory(str(MIGRATIONS))
     try:
         rows = read(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608
     except SQLAlchemyError as error:
