@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos check privacy bench bench-quick openapi audit lint format lock clean
+.PHONY: help install run test chaos check privacy bench bench-quick openapi schema audit lint format lock clean
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -48,6 +48,9 @@ bench-quick: install ## compare the revision REV with HEAD (2 minutes; wrk neede
 
 openapi: install ## write docs/openapi.json out of the code
 	$(BIN)/python -m dev.openapi
+
+schema: install ## write docs/schema.sql out of the migrations
+	$(BIN)/python -m dev.schema
 
 audit: install ## ask PyPI whether a pinned dependency has a known vulnerability
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt

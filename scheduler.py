@@ -1,7 +1,6 @@
-"""Hands timers over when they are due: `python scheduler.py`. Two may run; one is active."""
+"""Runs a scheduler in a checkout: `python scheduler.py`. An installed package has `after-hours-scheduler`."""
 
-from afterhours_service.config import Settings
-from afterhours_service.periodic import run_scheduler
+from afterhours_service.processes import scheduler
 
 if __name__ == "__main__":
-    run_scheduler(Settings.from_environ())
+    scheduler()

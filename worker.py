@@ -1,10 +1,6 @@
-"""Works off timers and the nightly cleanup: `python worker.py [QUEUE…]`."""
+"""Runs a worker in a checkout: `python worker.py [QUEUE…]`. An installed package has `after-hours-worker`."""
 
-import sys
-
-from afterhours_service import create_app
-from afterhours_service.queue import QUEUES, run_worker
-from afterhours_service.timers import warn_of_neighbours
+from afterhours_service.processes import worker
 
 if __name__ == "__main__":
-    run_worker(create_app(), sys.argv[1:] or QUEUES, at_start=warn_of_neighbours)
+    worker()

@@ -6,6 +6,8 @@ import os
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import psycopg2
@@ -47,9 +49,19 @@ READ_ONLY = "25006"  # SQLSTATE of a write to a server that takes none
 # ended for idling in a transaction. (57014 is no such thing: a statement that took too long.)
 _LOST = ("08", "57P", "25P03", "25P04", READ_ONLY)
 
+
+def _find_migrations() -> Path:
+    """Return the folder of the migrations: inside an installed package, `alembic/` beside it in a checkout."""
+    package = Path(str(files("afterhours_service")))
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "alembic"
+
+
+MIGRATIONS = _find_migrations()
+
 # What was read or written stays readable after the commit: to read it anew would fail where somebody has deleted it.
 db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
-migrate = Migrate(directory="alembic")
+migrate = Migrate(directory=str(MIGRATIONS))
 api = Api()
 
 

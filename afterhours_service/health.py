@@ -1,6 +1,5 @@
 """Is the process there, and can it work? Outside the gate, for load balancers."""
 
-from pathlib import Path
 from typing import Any
 
 from alembic.script import ScriptDirectory
@@ -11,14 +10,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service import errors
 from afterhours_service.events import CHANNEL
-from afterhours_service.extensions import db, give_back, read
+from afterhours_service.extensions import MIGRATIONS, db, give_back, read
 from afterhours_service.queue import WRITE, current_redis, redis_failed, refusals
 from afterhours_service.schemas import Blueprint, envelope
 from afterhours_service.timers import SCHEDULED
 
 blueprint = Blueprint("health", __name__, description="For load balancers, without a token")
 
-SCRIPTS = Path(__file__).parent.parent / "alembic"
 VERSION_TABLE = "after_hours_alembic_version"
 
 # What the service sends to Redis: a write, a timer, a script with the keys that ours have, an event.
@@ -83,7 +81,7 @@ def _database() -> str:
 
 def _schema() -> str:
     """Compare the database's revision with the code's; a newer one comes from a release that is being rolled out."""
-    scripts = ScriptDirectory(str(SCRIPTS))
+    scripts = ScriptDirectory(str(MIGRATIONS))
     try:
         rows = read(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608
     except SQLAlchemyError as error:
