@@ -9,31 +9,22 @@ import structlog
 from flask import Flask, Response, g, request
 from sqlalchemy.exc import SQLAlchemyError
 
-from afterhours_service import (
-    errors,
-    files,
-    health,
-    limits,
-    log,
-    metrics,
-    monitoring,
-    openapi,
-    queue,
-    security,
-    storage,
-)
 from afterhours_service.blueprint import after_hours
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
-from afterhours_service.extensions import (
-    api,
+from afterhours_service.monitoring import health, status
+from afterhours_service.stores import objects, redis
+from afterhours_service.stores.database import (
     connect_args,
     db,
     drop_lost_connections,
-    give_back,
     migrate,
     replace_closed_connections,
 )
+from afterhours_service.stores.statements import give_back
+from afterhours_service.telemetry import log, metrics
+from afterhours_service.web import errors, headers, limits, openapi, photo_links
+from afterhours_service.web.api import api
 
 logger = log.get_logger(__name__)
 
@@ -76,24 +67,24 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["after_hours_settings"] = settings
     db.init_app(app)
     for teardown in (_let_go, give_back):  # before the extension's own, which would raise
-        app.teardown_appcontext(queue.only_logged("connection not given back")(teardown))
+        app.teardown_appcontext(redis.only_logged("connection not given back")(teardown))
     with app.app_context():
         replace_closed_connections(db.engine)
         drop_lost_connections(db.engine)
         metrics.watch_pool(db.engine)
     migrate.init_app(app, db, compare_type=True)
-    queue.init_app(app, settings)
+    redis.init_app(app, settings)
     _log_requests(app)
-    security.init_app(app, settings)
+    headers.init_app(app, settings)
     limits.init_app(app, settings)  # asks before each request, in the order of registration
-    storage.init_app(app, settings, files.PATH)
+    objects.init_app(app, settings, photo_links.PATH)
     if settings.api_docs:
         openapi.init_app(app)
         app.register_blueprint(openapi.page)
     for described in (after_hours, health.blueprint):
         (api if settings.api_docs else app).register_blueprint(described)  # to describe it takes longer than the rest
-    app.register_blueprint(files.blueprint)
-    app.register_blueprint(monitoring.blueprint)
+    app.register_blueprint(photo_links.blueprint)
+    app.register_blueprint(status.blueprint)
     app.cli.add_command(commands)
     errors.init_app(app)  # after flask-smorest, whose own handler drops headers
     _dispose_in_children(app)
@@ -111,7 +102,7 @@ def _log_requests(app: Flask) -> None:
     @app.after_request
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
-        with queue.only_logged("request not counted"):
+        with redis.only_logged("request not counted"):
             note(response)
         return response
 

@@ -2,13 +2,13 @@
 
 from flask import request
 
-from afterhours_service import access, errors, limits
 from afterhours_service.discovery.routes import blueprint as discovery
-from afterhours_service.members.routes import blueprint as rights
 from afterhours_service.preferences.routes import blueprint as preferences
 from afterhours_service.profiles.routes import blueprint as profiles
-from afterhours_service.schemas import Blueprint
+from afterhours_service.rights.routes import blueprint as rights
 from afterhours_service.sessions.routes import blueprint as sessions
+from afterhours_service.web import errors, gate, limits
+from afterhours_service.web.schemas import Blueprint
 
 # Leaving needs the token alone, premium or not, and is never limited by what was asked before: each of these routes has
 # a limit of its own. Every other route passes the gate, and shares the member's limit.
@@ -24,7 +24,7 @@ LEAVING = {
 
 def failures_of(endpoint: str) -> tuple[type[errors.AppError], ...]:
     """Return what a route may answer before it is asked."""
-    checks = access.TOKEN_FAILURES if endpoint in LEAVING else access.FAILURES
+    checks = gate.TOKEN_FAILURES if endpoint in LEAVING else gate.FAILURES
     return (*checks, errors.RateLimited, errors.ServiceUnavailable)
 
 
@@ -41,6 +41,6 @@ limits.apply_to(after_hours, own=LEAVING)
 def check() -> None:
     """Let whoever is leaving pass with a good token; anyone else must pass the gate."""
     if request.endpoint in LEAVING:
-        access.authenticate()
+        gate.authenticate()
     else:
-        access.gate()
+        gate.admit()

@@ -5,11 +5,14 @@ from datetime import UTC, datetime
 
 import click
 
-from afterhours_service import access, console, health, monitoring
+from afterhours_service import console
 from afterhours_service.cleanup.cli import cleanup
-from afterhours_service.extensions import current_settings
-from afterhours_service.members.cli import members
+from afterhours_service.config import current_settings
+from afterhours_service.monitoring import health
+from afterhours_service.monitoring.status import look_at_everything
+from afterhours_service.rights.cli import members
 from afterhours_service.sessions.cli import reconcile, sessions, timers
+from afterhours_service.web import gate
 
 after_hours = console.Commands("after-hours", help="Look after the sessions.")
 for _command in (cleanup, members, reconcile, sessions, timers):
@@ -20,7 +23,7 @@ for _command in (cleanup, members, reconcile, sessions, timers):
 @console.as_json
 def status(as_json: bool) -> None:
     """Show on one screen how the service is."""
-    now = monitoring.status()
+    now = look_at_everything()
     if as_json:
         console.write_json(asdict(now) | {"sessions": now.sessions and now.sessions._asdict()})
         return
@@ -69,4 +72,4 @@ def token(user: str, seconds: int) -> None:
         raise click.ClickException("not when APP_ENV is production")
     if settings.jwt_algorithm != "HS256":
         raise click.ClickException("only with JWT_SECRET: nobody can sign with a public key")
-    click.echo(access.token_for(user, settings, seconds))
+    click.echo(gate.token_for(user, settings, seconds))

@@ -11,11 +11,11 @@ from flask.cli import AppGroup
 from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004 - the names that redis-py gave them
 from sqlalchemy.exc import SQLAlchemyError
 
-from afterhours_service import errors
-from afterhours_service.extensions import db
-from afterhours_service.log import get_logger
-from afterhours_service.schemas import is_storable, isoformat
-from afterhours_service.storage import StorageUnavailable
+from afterhours_service.stores.database import db
+from afterhours_service.stores.objects import StorageUnavailable
+from afterhours_service.telemetry.log import get_logger
+from afterhours_service.text import is_storable, isoformat
+from afterhours_service.web import errors
 
 logger = get_logger(__name__)
 

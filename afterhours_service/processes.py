@@ -1,12 +1,26 @@
-"""The processes beside the API, as commands: `after-hours-worker [QUEUE…]` and `after-hours-scheduler`."""
+"""The processes beside the API: `after-hours-worker [QUEUE…]`, `after-hours-scheduler`, and its periodic jobs."""
 
 import argparse
 
 from afterhours_service import create_app
+from afterhours_service.cleanup import jobs as cleanup
 from afterhours_service.config import Settings
-from afterhours_service.periodic import run_scheduler
-from afterhours_service.queue import QUEUES, run_worker
-from afterhours_service.timers import warn_of_neighbours
+from afterhours_service.jobs.jobs import QUEUES
+from afterhours_service.jobs.scheduler import Periodic, run_scheduler, warn_of_neighbours
+from afterhours_service.jobs.worker import run_worker
+from afterhours_service.sessions import jobs as sessions
+
+RECONCILE_SECONDS = 60
+RESUME_SECONDS = 30
+
+
+def periodic_jobs(settings: Settings) -> tuple[Periodic, ...]:
+    """Return the jobs that come again, with fixed ids."""
+    return (
+        Periodic("after-hours-reconcile", sessions.reconcile, seconds=RECONCILE_SECONDS),
+        Periodic("after-hours-cleanup", cleanup.cleanup, cron=settings.cleanup_cron),
+        Periodic("after-hours-cleanup-resume", cleanup.resume, seconds=RESUME_SECONDS),
+    )
 
 
 def worker() -> None:
@@ -22,4 +36,5 @@ def scheduler() -> None:
     argparse.ArgumentParser(
         description="Enqueue timers when they are due. Several may run; one is active."
     ).parse_args()
-    run_scheduler(Settings.from_environ())
+    settings = Settings.from_environ()
+    run_scheduler(settings, periodic_jobs(settings))

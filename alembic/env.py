@@ -13,8 +13,8 @@ from sqlalchemy.exc import OperationalError
 import afterhours_service
 from afterhours_service import create_app
 from afterhours_service.config import SettingsError
-from afterhours_service.extensions import db
-from afterhours_service.health import VERSION_TABLE
+from afterhours_service.monitoring.health import VERSION_TABLE
+from afterhours_service.stores.database import db
 from alembic import context
 
 # A migration that cannot have its lock gives up before the queue behind it grows. For another: -x lock_timeout=30s

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from afterhours_service.location import BLUR_BOUND_METRES, EARTH_RADIUS_METRES, Point, blur
+from afterhours_service.places.blur import BLUR_BOUND_METRES, EARTH_RADIUS_METRES, Point, blur
 
 Array = NDArray[np.float64]
 Estimates = dict[str, Array]

@@ -30,10 +30,11 @@ from sqlalchemy.schema import CreateIndex
 
 from afterhours_service import create_app
 from afterhours_service.discovery import queries, rules
-from afterhours_service.extensions import cursor, db, run
-from afterhours_service.location import Point
+from afterhours_service.places.blur import Point
 from afterhours_service.sessions import service as sessions
 from afterhours_service.sessions.models import AfterHoursSession
+from afterhours_service.stores.database import db
+from afterhours_service.stores.statements import cursor, run
 from dev.embedded import home, postgres, stop_on_signals, valkey
 
 CITY = 100_000  # at most so many of a size are in the city that is asked from

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from afterhours_service.location import BLUR_BOUND_METRES, CELL_RADIUS_METRES, Point
+from afterhours_service.places.blur import BLUR_BOUND_METRES, CELL_RADIUS_METRES, Point
 from benchmarks.attack import (
     LEGACY_RADIUS_METRES,
     Array,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from afterhours_service.location import Point, blur, distance_metres, shown_distance_km
+from afterhours_service.places.blur import Point, blur, distance_metres, shown_distance_km
 from benchmarks.attack import (
     ESTIMATORS,
     HORIZONS,

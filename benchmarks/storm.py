@@ -29,8 +29,8 @@ from flask_migrate import upgrade
 from afterhours_service import create_app
 from afterhours_service.cleanup import service as cleanup
 from afterhours_service.config import Settings
-from afterhours_service.extensions import db
 from afterhours_service.sessions import service as sessions
+from afterhours_service.stores.database import db
 from benchmarks.load.table import table
 from dev.embedded import home, postgres, stop_on_signals, valkey
 

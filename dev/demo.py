@@ -6,13 +6,13 @@ from typing import NamedTuple
 import pyvips
 from sqlalchemy import text
 
-from afterhours_service import errors
-from afterhours_service.access import token_for
 from afterhours_service.config import Settings
-from afterhours_service.extensions import db
 from afterhours_service.preferences import service as preferences
 from afterhours_service.profiles import photo
 from afterhours_service.profiles import service as profiles
+from afterhours_service.stores.database import db
+from afterhours_service.web import errors
+from afterhours_service.web.gate import token_for
 
 TOKEN_SECONDS = 7 * 24 * 3600
 

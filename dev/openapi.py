@@ -5,7 +5,7 @@ from pathlib import Path
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
-from afterhours_service.openapi import describe
+from afterhours_service.web.openapi import describe
 
 PATH = Path(__file__).parent.parent / "docs" / "openapi.json"
 

@@ -12,7 +12,7 @@ from flask_migrate import upgrade
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
-from afterhours_service.health import VERSION_TABLE
+from afterhours_service.monitoring.health import VERSION_TABLE
 from dev.embedded import FAST_POSTGRES, home, package, postgres
 
 PATH = Path(__file__).parent.parent / "docs" / "schema.sql"

@@ -29,9 +29,9 @@ from sqlalchemy import event
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
-from afterhours_service.events import CHANNEL
-from afterhours_service.extensions import db
-from afterhours_service.queue import is_redis_away
+from afterhours_service.jobs.events import CHANNEL
+from afterhours_service.stores.database import db
+from afterhours_service.stores.redis import is_redis_away
 from dev.embedded import FAST_POSTGRES, home, postgres, valkey
 from tests.factories import SECRET, Factory
 from tests.outages import OwnValkey
@@ -164,7 +164,7 @@ def settings(
 ) -> Settings:
     """Return the settings of this test's app."""
     if "own_valkey" not in request.fixturenames:  # a machine that stands still is no outage
-        monkeypatch.setattr("afterhours_service.queue.HTTP_TIMEOUT_SECONDS", 10)
+        monkeypatch.setattr("afterhours_service.stores.redis.HTTP_TIMEOUT_SECONDS", 10)
     return make_settings(database_url, redis_url)
 
 

@@ -9,7 +9,7 @@ import jwt
 import psycopg2.extras
 from redis import Redis
 
-from afterhours_service.timers import SCHEDULED
+from afterhours_service.jobs.timers import SCHEDULED
 
 SECRET = "a secret for tests, of 32 bytes or more"
 PLACE = {"latitude": 52.52, "longitude": 13.405}

@@ -22,9 +22,9 @@ from redis.exceptions import ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeout
 from sqlalchemy.exc import IntegrityError
 
-from afterhours_service import errors
-from afterhours_service.storage import StorageUnavailable
-from afterhours_service.timers import LEASE
+from afterhours_service.jobs.scheduler import LEASE
+from afterhours_service.stores.objects import StorageUnavailable
+from afterhours_service.web import errors
 from tests.conftest import ROOT
 from tests.factories import SECRET, Factory, bearer
 

@@ -28,9 +28,10 @@ from redis import Redis
 from redis.client import PubSub
 from rq.job import Job
 
-from afterhours_service.events import CHANNEL
-from afterhours_service.queue import QUEUES
-from afterhours_service.timers import SCHEDULED, Scheduler, Timer, arm_timer
+from afterhours_service.jobs.events import CHANNEL
+from afterhours_service.jobs.jobs import QUEUES
+from afterhours_service.jobs.scheduler import Scheduler
+from afterhours_service.jobs.timers import SCHEDULED, Timer, arm_timer
 from tests.conftest import ROOT
 from tests.factories import PLACE, SECRET, Factory, bearer
 from tests.outages import OwnValkey

@@ -24,10 +24,10 @@ from sqlalchemy import make_url
 
 from afterhours_service import create_app
 from afterhours_service.cleanup import service as cleanup
-from afterhours_service.extensions import db
 from afterhours_service.profiles import queries as photos
 from afterhours_service.sessions import service
 from afterhours_service.sessions.jobs import session_timer
+from afterhours_service.stores.database import db
 from tests.conftest import ROOT, make_settings
 from tests.factories import PLACE, Factory, bearer, scheduled
 

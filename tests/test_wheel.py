@@ -20,8 +20,8 @@ import pytest
 from redis import Redis
 
 from tests.conftest import ROOT
+from tests.deploy.test_deploy import copied
 from tests.factories import PLACE, Factory, bearer
-from tests.test_deploy import copied
 from tests.test_processes import environment, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]

@@ -7,7 +7,7 @@ from flask.cli import with_appcontext
 
 from afterhours_service import console
 from afterhours_service.cleanup import service
-from afterhours_service.runs import recorded
+from afterhours_service.jobs.runs import recorded
 
 
 @click.command()

@@ -12,9 +12,10 @@ from typing import cast
 
 from afterhours_service.cleanup import service
 from afterhours_service.cleanup.service import Busy, Round
-from afterhours_service.log import get_logger
-from afterhours_service.queue import MAINTENANCE_QUEUE, current_redis, enqueue, job
-from afterhours_service.runs import recorded
+from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE, enqueue, job
+from afterhours_service.jobs.runs import recorded
+from afterhours_service.stores.redis import current_redis
+from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 
@@ -96,7 +97,7 @@ def resume() -> None:
 
 def _go_on(night: Night) -> None:
     _save(night)
-    enqueue(MAINTENANCE_QUEUE, f"{__name__}.cleanup_slice", night.slice, tries=SLICE_TRIES)
+    enqueue(MAINTENANCE_QUEUE, cleanup_slice, night.slice, tries=SLICE_TRIES)
 
 
 def _save(night: Night) -> None:

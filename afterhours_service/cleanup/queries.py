@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import text
 
-from afterhours_service.extensions import db
+from afterhours_service.stores.database import db
 
 _LOCK_KEY = 0x0AF7E12  # any number that nobody else takes
 _LOCK_TIMEOUT = "200ms"  # a row that a deletion cascades to may be locked

@@ -9,10 +9,11 @@ from sqlalchemy.exc import DBAPIError
 
 from afterhours_service.cleanup import queries
 from afterhours_service.cleanup.queries import Place
-from afterhours_service.extensions import current_settings, db
-from afterhours_service.log import get_logger
+from afterhours_service.config import current_settings
 from afterhours_service.profiles import photo
 from afterhours_service.sessions import service as sessions
+from afterhours_service.stores.database import db
+from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 

@@ -11,9 +11,9 @@ from datetime import datetime
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from afterhours_service.config import current_settings
 from afterhours_service.discovery.queries import Asker, Position
-from afterhours_service.errors import ValidationFailed
-from afterhours_service.extensions import current_settings
+from afterhours_service.web.errors import ValidationFailed
 
 
 def seal(me: Asker, position: Position) -> str:

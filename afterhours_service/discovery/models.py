@@ -6,9 +6,9 @@ from datetime import datetime
 from sqlalchemy import ForeignKey, Index, String, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from afterhours_service.extensions import Base
-from afterhours_service.host import Timestamp, User
 from afterhours_service.sessions.models import AfterHoursSession
+from afterhours_service.stores.database import Base
+from afterhours_service.stores.host import Timestamp, User
 
 
 class AfterHoursDecline(Base):

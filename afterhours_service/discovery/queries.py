@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from afterhours_service.discovery import rules
-from afterhours_service.extensions import read, run
-from afterhours_service.location import Point
+from afterhours_service.places.blur import Point
+from afterhours_service.stores.statements import read, run
 
 
 class Asker(NamedTuple):

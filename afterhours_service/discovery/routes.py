@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from afterhours_service import errors
-from afterhours_service.access import current_member_id
 from afterhours_service.discovery import schemas, service
-from afterhours_service.schemas import Blueprint
+from afterhours_service.web import errors
+from afterhours_service.web.gate import current_member_id
+from afterhours_service.web.schemas import Blueprint
 
 blueprint = Blueprint("discovery", __name__, description="See who is near, decline")
 

@@ -3,7 +3,7 @@
 from marshmallow import fields, validate
 
 from afterhours_service.discovery.rules import COUNT_TO
-from afterhours_service.schemas import CamelCaseSchema, QueryInteger, SafeString, UtcDateTime, envelope
+from afterhours_service.web.schemas import CamelCaseSchema, QueryInteger, SafeString, UtcDateTime, envelope
 
 
 class NearbyQuery(CamelCaseSchema):

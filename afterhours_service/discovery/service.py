@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 from sqlalchemy.exc import IntegrityError
 
-from afterhours_service import errors
+from afterhours_service.config import current_settings
 from afterhours_service.discovery import cursor as cursors
 from afterhours_service.discovery import queries, rules
 from afterhours_service.discovery.queries import Asker, Candidate, Position
-from afterhours_service.extensions import current_settings
-from afterhours_service.location import shown_distance_km
+from afterhours_service.places.blur import shown_distance_km
 from afterhours_service.profiles import photo
-from afterhours_service.schemas import is_storable
 from afterhours_service.sessions import rules as session_rules
+from afterhours_service.text import is_storable
+from afterhours_service.web import errors
 
 
 class Member(NamedTuple):

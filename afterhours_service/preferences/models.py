@@ -5,8 +5,8 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, String, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from afterhours_service.extensions import Base
-from afterhours_service.host import Timestamp, User
+from afterhours_service.stores.database import Base
+from afterhours_service.stores.host import Timestamp, User
 
 
 class AfterHoursPreferences(Base):

@@ -6,9 +6,9 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from afterhours_service.extensions import db
-from afterhours_service.host import MainProfile
 from afterhours_service.preferences.models import AfterHoursPreferences as Preferences
+from afterhours_service.stores.database import db
+from afterhours_service.stores.host import MainProfile
 
 
 def get(member_id: str) -> Preferences | None:

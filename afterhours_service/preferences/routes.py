@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from afterhours_service import errors
-from afterhours_service.access import current_member_id
 from afterhours_service.preferences import schemas, service
-from afterhours_service.schemas import Blueprint
+from afterhours_service.web import errors
+from afterhours_service.web.gate import current_member_id
+from afterhours_service.web.schemas import Blueprint
 
 blueprint = Blueprint(
     "preferences", __name__, url_prefix="/preferences", description="Whom a member would like to meet"

@@ -3,7 +3,7 @@
 from marshmallow import fields, validate
 
 from afterhours_service.preferences import rules
-from afterhours_service.schemas import CamelCaseSchema, SafeString, StrictInteger, UtcDateTime, envelope
+from afterhours_service.web.schemas import CamelCaseSchema, SafeString, StrictInteger, UtcDateTime, envelope
 
 _AGE = validate.Range(rules.MIN_AGE, rules.MAX_AGE)
 

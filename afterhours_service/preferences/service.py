@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from afterhours_service import access, errors
-from afterhours_service.extensions import db
 from afterhours_service.preferences import queries, rules
 from afterhours_service.preferences.models import AfterHoursPreferences as Preferences
+from afterhours_service.stores.database import db
+from afterhours_service.web import errors, gate
 
 
 def create(member_id: str, given: Mapping[str, Any]) -> Preferences:
     """Make the member's preferences, with defaults for what is not given.
 
-    Raises PreferencesExist, ValidationFailed (an empty age range), or as `access.hold_to_create`.
+    Raises PreferencesExist, ValidationFailed (an empty age range), or as `gate.hold_to_create`.
     """
-    access.hold_to_create(member_id)
+    gate.hold_to_create(member_id)
     values = {"seeking_gender": rules.likely_seeking(*queries.main_profile_says(member_id)), **rules.DEFAULTS, **given}
     _require_ages_fit(values["min_age"], values["max_age"])
     preferences = queries.create(member_id, values)
@@ -35,9 +35,9 @@ def get(member_id: str) -> Preferences:
 def update(member_id: str, changes: Mapping[str, Any]) -> Preferences:
     """Change what is given, and keep the rest.
 
-    Raises PreferencesNotFound, ValidationFailed (the age range would be empty), or as `access.hold`.
+    Raises PreferencesNotFound, ValidationFailed (the age range would be empty), or as `gate.hold`.
     """
-    access.hold(member_id)  # a trigger writes to the session: the member first
+    gate.hold(member_id)  # a trigger writes to the session: the member first
     stored = queries.get_locked(member_id)
     if stored is None:
         raise errors.PreferencesNotFound

@@ -6,13 +6,14 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from uuid import uuid4
 
-from afterhours_service import access, errors
-from afterhours_service.extensions import db, give_back
-from afterhours_service.log import get_logger
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.imaging import InvalidImage, process
-from afterhours_service.queue import only_logged
-from afterhours_service.storage import StorageUnavailable, StoredObject, current_storage
+from afterhours_service.stores.database import db
+from afterhours_service.stores.objects import StorageUnavailable, StoredObject, current_storage
+from afterhours_service.stores.redis import only_logged
+from afterhours_service.stores.statements import give_back
+from afterhours_service.telemetry.log import get_logger
+from afterhours_service.web import errors, gate
 
 logger = get_logger(__name__)
 
@@ -29,7 +30,7 @@ _HAS_THUMBNAIL = re.compile(r"/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-photo\.
 def upload(member_id: str, data: bytes) -> str:
     """Store a photo and its thumbnail, name them in the profile, and return the photo's key.
 
-    Raises ProfileNotFound, FileTooLarge, InvalidImage, PhotoNotAllowed or StorageUnavailable, or as `access.hold`; then
+    Raises ProfileNotFound, FileTooLarge, InvalidImage, PhotoNotAllowed or StorageUnavailable, or as `gate.hold`; then
     nothing is left
     behind.
     """
@@ -54,7 +55,7 @@ def upload(member_id: str, data: bytes) -> str:
     try:
         storage.put(key, made.image, JPEG)
         storage.put(thumbnail_key(key), made.thumbnail, JPEG)
-        access.hold(member_id)  # meanwhile the member may have erased everything, and begun anew
+        gate.hold(member_id)  # meanwhile the member may have erased everything, and begun anew
         now = queries.get(member_id)
         if now is None or now.created_at != profile.created_at:
             raise errors.ProfileNotFound

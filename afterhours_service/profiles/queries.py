@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import text
 
-from afterhours_service.extensions import db
+from afterhours_service.stores.database import db
 
 
 class Profile(NamedTuple):

@@ -5,12 +5,12 @@ from typing import Any
 from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from afterhours_service import errors
-from afterhours_service.access import current_member_id
-from afterhours_service.limits import photo_limit
 from afterhours_service.profiles import photo, schemas, service
 from afterhours_service.profiles.queries import Profile
-from afterhours_service.schemas import Blueprint
+from afterhours_service.web import errors
+from afterhours_service.web.gate import current_member_id
+from afterhours_service.web.limits import photo_limit
+from afterhours_service.web.schemas import Blueprint
 
 blueprint = Blueprint("profile", __name__, url_prefix="/profile", description="What a member shows at night")
 

@@ -6,7 +6,7 @@ from typing import Any
 from marshmallow import fields
 
 from afterhours_service.profiles import rules
-from afterhours_service.schemas import CamelCaseSchema, SafeString, UtcDateTime, envelope
+from afterhours_service.web.schemas import CamelCaseSchema, SafeString, UtcDateTime, envelope
 
 
 class Description(SafeString):

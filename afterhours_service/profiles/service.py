@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from afterhours_service import access, errors
-from afterhours_service.extensions import db
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.queries import Profile
+from afterhours_service.stores.database import db
+from afterhours_service.web import errors, gate
 
 
 def create(member_id: str, description: str | None) -> Profile:
     """Make the member's profile.
 
-    Raises ProfileExists, or as `access.hold_to_create`.
+    Raises ProfileExists, or as `gate.hold_to_create`.
     """
-    access.hold_to_create(member_id)
+    gate.hold_to_create(member_id)
     profile = queries.create(member_id, description)
     db.session.commit()
     if profile is None:

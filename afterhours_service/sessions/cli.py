@@ -7,9 +7,9 @@ import click
 from flask.cli import AppGroup, with_appcontext
 
 from afterhours_service import console
-from afterhours_service.errors import NoActiveSession
 from afterhours_service.sessions import deadlines, rules, service
 from afterhours_service.sessions.queries import Session
+from afterhours_service.web.errors import NoActiveSession
 
 
 @click.group("sessions", cls=AppGroup, invoke_without_command=True)

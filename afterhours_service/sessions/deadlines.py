@@ -14,12 +14,12 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from afterhours_service import metrics
-from afterhours_service.extensions import current_settings
-from afterhours_service.log import get_logger
-from afterhours_service.queue import after_commit, current_redis, is_redis_away, only_logged, send
+from afterhours_service.config import current_settings
+from afterhours_service.jobs.timers import PREFIX, Timer, arm_timer, armed_timers, disarm_timer
 from afterhours_service.sessions import queries, rules
-from afterhours_service.timers import PREFIX, Timer, arm_timer, armed_timers, disarm_timer
+from afterhours_service.stores.redis import after_commit, current_redis, is_redis_away, only_logged, send
+from afterhours_service.telemetry import metrics
+from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 

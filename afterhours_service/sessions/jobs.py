@@ -1,6 +1,6 @@
 """What timers and periodic jobs do."""
 
-from afterhours_service.queue import job
+from afterhours_service.jobs.jobs import job
 from afterhours_service.sessions import deadlines, service
 
 

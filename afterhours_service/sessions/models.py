@@ -21,8 +21,8 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
-from afterhours_service.extensions import Base
-from afterhours_service.host import Timestamp, User
+from afterhours_service.stores.database import Base
+from afterhours_service.stores.host import Timestamp, User
 
 
 class Cube(UserDefinedType[str]):

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import psycopg2
 
-from afterhours_service.extensions import cursor, execute, run
-from afterhours_service.location import Point
-from afterhours_service.log import get_logger
+from afterhours_service.places.blur import Point
 from afterhours_service.sessions import rules
+from afterhours_service.stores.statements import cursor, execute, run
+from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 

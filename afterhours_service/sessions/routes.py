@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from afterhours_service import errors
-from afterhours_service.access import current_member_id
-from afterhours_service.location import Point
-from afterhours_service.schemas import Blueprint
+from afterhours_service.places.blur import Point
 from afterhours_service.sessions import schemas, service
+from afterhours_service.web import errors
+from afterhours_service.web.gate import current_member_id
+from afterhours_service.web.schemas import Blueprint
 
 blueprint = Blueprint("sessions", __name__, url_prefix="/session", description="Go live, extend, end")
 

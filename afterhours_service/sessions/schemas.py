@@ -3,8 +3,15 @@
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from afterhours_service.schemas import CamelCaseSchema, SafeString, StrictFloat, StrictInteger, UtcDateTime, envelope
 from afterhours_service.sessions.rules import DURATIONS_MINUTES
+from afterhours_service.web.schemas import (
+    CamelCaseSchema,
+    SafeString,
+    StrictFloat,
+    StrictInteger,
+    UtcDateTime,
+    envelope,
+)
 
 _MINUTES = validate.OneOf(DURATIONS_MINUTES, error="Must be 15, 30 or 60.")
 _IN_MINUTES = {"description": "minutes"}

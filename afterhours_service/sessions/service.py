@@ -14,16 +14,18 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from afterhours_service import errors, events, metrics
-from afterhours_service.events import Event
-from afterhours_service.extensions import current_settings
-from afterhours_service.location import Point, blur
-from afterhours_service.log import get_logger
-from afterhours_service.queue import after_commit, current_redis, only_logged, send
-from afterhours_service.runs import recorded
+from afterhours_service.config import current_settings
+from afterhours_service.jobs import events
+from afterhours_service.jobs.events import Event
+from afterhours_service.jobs.runs import recorded
+from afterhours_service.places.blur import Point, blur
 from afterhours_service.sessions import deadlines, queries, rules
 from afterhours_service.sessions.queries import Extension, Session, Started, Untold
 from afterhours_service.sessions.schemas import ActiveSchema
+from afterhours_service.stores.redis import after_commit, current_redis, only_logged, send
+from afterhours_service.telemetry import metrics
+from afterhours_service.telemetry.log import get_logger
+from afterhours_service.web import errors
 
 logger = get_logger(__name__)
 

@@ -7,7 +7,7 @@ What this migration made carries a comment, by which the way back knows it.
 
 import sqlalchemy as sa
 
-from afterhours_service import migrating
+from afterhours_service.stores import migrating
 from alembic import op
 
 revision = "0001"

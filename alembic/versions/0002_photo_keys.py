@@ -1,6 +1,6 @@
 """Index the photo keys: the nightly search for orphaned photos asks for them by the thousand."""
 
-from afterhours_service import migrating
+from afterhours_service.stores import migrating
 from alembic import op
 
 revision = "0002"

@@ -6,7 +6,7 @@ both run, or an operator. Those of the past are erased in batches. The way back 
 
 import sqlalchemy as sa
 
-from afterhours_service import migrating
+from afterhours_service.stores import migrating
 from alembic import op
 
 revision = "0003"

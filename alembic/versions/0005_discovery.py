@@ -10,7 +10,7 @@ for all (RETURN instead of a string), and what is parsed later (PL/pgSQL) names 
 
 import sqlalchemy as sa
 
-from afterhours_service import migrating
+from afterhours_service.stores import migrating
 from alembic import op
 
 revision = "0005"

@@ -8,7 +8,7 @@ operators themselves, so that the index is used as before.
 What 0001 to 0003 made before they noted what they make is noted, but for names that the host may have used as well.
 """
 
-from afterhours_service import migrating
+from afterhours_service.stores import migrating
 from alembic import op
 
 revision = "0010"

@@ -1,6 +1,6 @@
 """Keep what a photo looks like: the Node service's table has the column, ours had not."""
 
-from afterhours_service import migrating
+from afterhours_service.stores import migrating
 from alembic import op
 
 revision = "0012"

@@ -3,7 +3,7 @@
 It takes the place of the index of 0003, unless that is the host's. Statements of the release before use either.
 """
 
-from afterhours_service import migrating
+from afterhours_service.stores import migrating
 from alembic import op
 
 revision = "0013"

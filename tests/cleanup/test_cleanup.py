@@ -17,10 +17,11 @@ from structlog.testing import capture_logs
 
 from afterhours_service.cleanup import jobs, queries, service
 from afterhours_service.config import Settings
-from afterhours_service.extensions import db
-from afterhours_service.periodic import periodic_jobs
-from afterhours_service.queue import MAINTENANCE_QUEUE, Worker
-from afterhours_service.runs import Run, recorded_runs
+from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE
+from afterhours_service.jobs.runs import Run, recorded_runs
+from afterhours_service.jobs.worker import Worker
+from afterhours_service.processes import periodic_jobs
+from afterhours_service.stores.database import db
 from tests import test_processes as processes
 from tests.factories import Factory
 from tests.stopwatch import Stopwatch
@@ -455,5 +456,5 @@ def test_it_comes_at_four_in_the_morning_utc_by_default(monkeypatch: pytest.Monk
     monkeypatch.setenv("JWT_SECRET", "x" * 32)
     monkeypatch.setenv("LOCATION_SECRET", "y" * 32)
     monkeypatch.delenv("AFTER_HOURS_CLEANUP_CRON", raising=False)
-    [cleanup] = [job for job in periodic_jobs(Settings.from_environ()) if job.function.endswith("cleanup.jobs.cleanup")]
+    [cleanup] = [job for job in periodic_jobs(Settings.from_environ()) if job.id == "after-hours-cleanup"]
     assert cleanup.cron == "0 4 * * *"

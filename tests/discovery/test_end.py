@@ -11,12 +11,12 @@ from flask.testing import FlaskClient
 from flask_migrate import downgrade, upgrade
 
 from afterhours_service import create_app
-from afterhours_service.extensions import db
 from afterhours_service.sessions import service
+from afterhours_service.stores.database import db
 from tests.conftest import make_settings
 from tests.discovery.conftest import API, Live, prefer
 from tests.factories import Factory, bearer
-from tests.test_migrations import NODE, NODE_DATA
+from tests.migrations.test_migrations import NODE, NODE_DATA
 
 STATES = """
     SELECT DISTINCT ended_at IS NULL AS live, discovery_key IS NOT NULL AS key, discovery_wish IS NOT NULL AS wish

@@ -9,10 +9,10 @@ import pytest
 from flask_migrate import upgrade
 
 from afterhours_service import create_app
-from afterhours_service.extensions import db
+from afterhours_service.stores.database import db
 from tests.conftest import make_settings
 from tests.factories import Factory
-from tests.test_migrations import NODE, NODE_DATA
+from tests.migrations.test_migrations import NODE, NODE_DATA
 
 
 def migrate(url: str) -> None:

@@ -7,8 +7,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from afterhours_service.discovery import service
-from afterhours_service.extensions import db
-from afterhours_service.location import Point, distance_metres, shown_distance_km
+from afterhours_service.places.blur import Point, distance_metres, shown_distance_km
+from afterhours_service.stores.database import db
 from tests.discovery.conftest import API, Live, look, prefer, seen
 from tests.factories import Factory, bearer
 

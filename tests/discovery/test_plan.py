@@ -6,7 +6,7 @@ import pytest
 from flask import Flask
 
 from afterhours_service.discovery import queries
-from afterhours_service.extensions import cursor, run
+from afterhours_service.stores.statements import cursor, run
 from tests.discovery.conftest import Live
 from tests.factories import Factory
 

@@ -8,7 +8,7 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from afterhours_service.location import Point, distance_metres, shown_distance_km
+from afterhours_service.places.blur import Point, distance_metres, shown_distance_km
 from tests.discovery.conftest import API, go_live, look, prefer
 from tests.factories import Factory, bearer
 

@@ -16,9 +16,9 @@ from werkzeug.test import TestResponse
 from afterhours_service import create_app
 from afterhours_service.cleanup import service as cleanup
 from afterhours_service.config import Settings
-from afterhours_service.extensions import db
 from afterhours_service.profiles import imaging, photo
-from afterhours_service.storage import StorageUnavailable, current_storage
+from afterhours_service.stores.database import db
+from afterhours_service.stores.objects import StorageUnavailable, current_storage
 from tests.conftest import make_settings
 from tests.factories import Factory, bearer
 from tests.sessions.test_life import start
@@ -406,7 +406,7 @@ def test_orphans_are_counted_and_removed(app: Flask, orphans: str, settings: Set
 def test_orphans_are_removed_in_slices(
     app: Flask, orphans: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("afterhours_service.storage.PAGE", 2)
+    monkeypatch.setattr("afterhours_service.stores.objects.PAGE", 2)
     with app.app_context():
         round_ = cleanup.Round(step="photos")
         slices = 0
@@ -419,7 +419,7 @@ def test_orphans_are_removed_in_slices(
 
 def test_the_settings_choose_the_bucket(database_url: str, redis_url: str) -> None:
     from afterhours_service.config import S3Settings
-    from afterhours_service.storage import S3Storage
+    from afterhours_service.stores.objects import S3Storage
 
     s3 = S3Settings(
         bucket="b", endpoint_url="http://127.0.0.1:1", region="auto", access_key_id="a", secret_access_key="s"

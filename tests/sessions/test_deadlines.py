@@ -12,12 +12,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job
 
-from afterhours_service.events import PUBLISHED
-from afterhours_service.queue import is_redis_away
-from afterhours_service.runs import recorded_runs
+from afterhours_service.jobs.events import PUBLISHED
+from afterhours_service.jobs.runs import recorded_runs
+from afterhours_service.jobs.timers import SCHEDULED
 from afterhours_service.sessions import deadlines, queries, service
 from afterhours_service.sessions.jobs import reconcile, session_timer
-from afterhours_service.timers import SCHEDULED
+from afterhours_service.stores.redis import is_redis_away
 from tests.factories import PLACE, Factory, bearer, scheduled
 from tests.outages import OwnValkey
 

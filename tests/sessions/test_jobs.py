@@ -18,10 +18,11 @@ from rq.job import Job
 from sqlalchemy import text
 
 from afterhours_service.cleanup import service as service_of_cleanup
-from afterhours_service.extensions import db
-from afterhours_service.queue import QUEUES, TIMERS_QUEUE, Worker, job
+from afterhours_service.jobs.jobs import QUEUES, TIMERS_QUEUE, job
+from afterhours_service.jobs.worker import Worker
 from afterhours_service.sessions import service
 from afterhours_service.sessions.jobs import reconcile, session_timer
+from afterhours_service.stores.database import db
 from tests.factories import PLACE, Factory, bearer
 
 API = "/api/after-hours/session"

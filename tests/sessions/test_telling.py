@@ -18,8 +18,8 @@ from sqlalchemy.exc import OperationalError
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
-from afterhours_service.extensions import db
 from afterhours_service.sessions import queries, service
+from afterhours_service.stores.database import db
 from tests.conftest import make_settings
 from tests.factories import Factory, scheduled
 from tests.outages import OwnValkey

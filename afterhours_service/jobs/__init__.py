@@ -1,0 +1,1 @@
+"""What every job needs: queues, timers, the worker, the scheduler, events and the record of runs."""

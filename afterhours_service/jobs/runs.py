@@ -1,0 +1,63 @@
+"""What the periodic jobs did, wherever they ran: kept in Redis, for metrics and operators."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+from redis import Redis
+
+from afterhours_service.stores.redis import after_commit
+
+KEY = "after-hours:runs"
+
+
+@dataclass
+class Run:
+    """A periodic job's record since Redis was last emptied.
+
+    finished_at: when a run last came to its end, in seconds since the epoch. seconds: the time all runs took.
+    """
+
+    finished_at: float | None = None
+    finished: int = 0
+    seconds: float = 0.0
+    rows: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def recorded(job: str) -> Iterator[dict[str, int | bool]]:
+    """Time a run, and record the rows that the caller puts into the yielded dict.
+
+    done: put False there when the run was a slice, and more is left. A run that raises is not recorded.
+    """
+    begin = time.monotonic()
+    counts: dict[str, int | bool] = {}
+    yield counts
+    done = counts.pop("done", True)
+    with after_commit() as trip:
+        trip.hincrbyfloat(KEY, f"{job} seconds", time.monotonic() - begin)
+        for what, rows in counts.items():
+            trip.hincrby(KEY, f"{job} rows {what}", int(rows))
+        if done:
+            trip.hincrby(KEY, f"{job} finished", 1)
+            trip.hset(KEY, f"{job} finished_at", str(time.time()))
+
+
+def recorded_runs(redis: Redis) -> dict[str, Run]:
+    """Return the record of each job that ever ran. Raises RedisError."""
+    runs: dict[str, Run] = {}
+    entries = cast("Mapping[bytes, bytes]", redis.hgetall(KEY))
+    for name, value in sorted(entries.items()):
+        job, what, *step = name.decode().split(" ", 2)
+        run = runs.setdefault(job, Run())
+        if what == "rows":
+            run.rows[step[0]] = int(value)
+        elif what == "seconds":
+            run.seconds = float(value)
+        elif what == "finished":
+            run.finished = int(value)
+        elif what == "finished_at":
+            run.finished_at = float(value)
+    return runs

@@ -1,0 +1,85 @@
+"""The use cases of a member's rights. Each commits once; timers, events and photos follow the commit.
+
+Each may be repeated without harm, and leaves a line in the log: who and what, and nothing of the content.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from afterhours_service.profiles import photo
+from afterhours_service.rights import queries, schemas
+from afterhours_service.rights.queries import Consent
+from afterhours_service.sessions import service as sessions
+from afterhours_service.stores.database import db
+from afterhours_service.stores.host import lock_erasure
+from afterhours_service.telemetry.log import get_logger
+from afterhours_service.web import errors
+
+logger = get_logger(__name__)
+
+
+def get_consent(member_id: str) -> Consent:
+    """Return the member's consent. Raises VerificationRequired when the member is gone."""
+    consent = queries.consent(member_id)
+    if consent is None:
+        raise errors.VerificationRequired
+    return consent
+
+
+def set_consent(member_id: str, granted: bool) -> Consent:
+    """Grant or withdraw consent; a withdrawal ends the member's session in the same transaction.
+
+    Raises VerificationRequired when the member is gone.
+    """
+    consent = queries.lock(member_id)
+    if consent is None:
+        db.session.rollback()
+        raise errors.VerificationRequired
+    changed = consent.granted != granted
+    if changed:
+        consent = queries.set_consent(member_id, granted) or consent
+    ended = None if granted else queries.end_session(member_id, sessions.LEASE)
+    db.session.commit()
+    logger.info("consent", member=member_id, granted=granted, changed=changed, ended_session=ended is not None)
+    if ended:
+        session, untold_id = ended
+        sessions.announce_end(session, "user", untold_id=untold_id)
+    return consent
+
+
+def export(member_id: str) -> Iterator[str]:
+    """Yield everything that is held on the member as JSON, in pieces; all but empty for one who is gone.
+
+    The exact place of an active session is left out: it leaves the service for nobody. However much there is, a piece
+    is short. The first one needs the app's context, and is there once the database has answered; what is cut short
+    after it is not valid JSON.
+    """
+    logger.info("export", member=member_id)
+    parts = (
+        (name, map(_with_links, pages) if name == "profile" else pages) for name, pages in queries.export(member_id)
+    )
+    return schemas.write_export(member_id, parts)
+
+
+def erase(member_id: str, reason: str = "user") -> None:
+    """Erase everything that is held on the member, photos too; their session ends. The host's rows stay.
+
+    reason: that of the session's end, `user` or `operator`.
+    """
+    lock_erasure(member_id)
+    queries.lock(member_id)
+    ended = queries.end_session(member_id, sessions.LEASE)
+    key = queries.erase(member_id)
+    db.session.commit()
+    logger.info("erasure", member=member_id, ended_session=ended is not None)
+    if ended:
+        session, untold_id = ended
+        sessions.announce_end(session, reason, untold_id=untold_id)
+    photo.erase(member_id, key)
+
+
+def _with_links(profiles: Sequence[Mapping[Any, Any]]) -> Sequence[Mapping[Any, Any]]:
+    return [
+        {**row, "photo_url": photo.url(row["photo_url"]), "thumbnail_url": photo.thumbnail_url(row["photo_url"])}
+        for row in profiles
+    ]

@@ -1,0 +1,1 @@
+"""Where data lives: PostgreSQL, Redis, the photo storage, and the tables of the host."""

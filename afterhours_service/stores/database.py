@@ -1,0 +1,93 @@
+"""The database: the models' base, Flask-SQLAlchemy and Flask-Migrate."""
+
+import os
+import select
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Engine, MetaData, event, make_url
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.orm import DeclarativeBase
+
+
+class Base(DeclarativeBase):
+    """Names constraints as PostgreSQL does by itself, so that adopted tables and ours have the same."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_name)s_fkey",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+        }
+    )
+
+
+_ISOLATION = r"default_transaction_isolation=read\ committed"
+
+READ_ONLY = "25006"  # SQLSTATE of a write to a server that takes none
+
+# After these a connection is of no use: connection exceptions, a server that shuts down or starts, a session that it
+# ended for idling in a transaction. (57014 is no such thing: a statement that took too long.)
+_LOST = ("08", "57P", "25P03", "25P04", READ_ONLY)
+
+
+def _find_migrations() -> Path:
+    """Return the folder of the migrations: inside an installed package, `alembic/` beside it in a checkout."""
+    package = Path(str(files("afterhours_service")))
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "alembic"
+
+
+MIGRATIONS = _find_migrations()
+
+# What was read or written stays readable after the commit: to read it anew would fail where somebody has deleted it.
+db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
+
+migrate = Migrate(directory=str(MIGRATIONS))
+
+
+def connect_args(url: str, *options: str, **defaults: str | int) -> dict[str, str | int]:
+    """Return what connections get beside the URL, which prevails: `defaults` of libpq's, and `options` of the server's.
+
+    Every connection has the isolation that the statements rely on, whatever the database's default, and only a server
+    that takes writes is connected to: a standby would answer with what was true a while ago.
+    """
+    given = make_url(url).query
+    theirs = given.get("options") or os.environ.get("PGOPTIONS", "")
+    settings = [f"-c {option}" for option in options]
+    joined = [*settings, *([theirs] if isinstance(theirs, str) else theirs), f"-c {_ISOLATION}"]
+    known = {"target_session_attrs": "read-write", **defaults}
+    return {name: value for name, value in known.items() if name not in given} | {"options": " ".join(joined)}
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Tell by its SQLSTATE whether the connection that an error came from is of no use any more."""
+    return (getattr(error, "pgcode", None) or "").startswith(_LOST)
+
+
+def drop_lost_connections(engine: Engine) -> None:
+    """Let the pool drop a connection whose error says that it is of no use, and with it all that are older."""
+
+    @event.listens_for(engine, "handle_error")
+    def look(context: ExceptionContext) -> None:
+        context.is_disconnect = context.is_disconnect or is_lost(context.original_exception)
+
+
+def replace_closed_connections(engine: Engine) -> None:
+    """Let the pool replace a connection that the server has closed, as pool_pre_ping does, without its round trip.
+
+    An idle connection has nothing to say: one that can be read from tells of its end.
+    """
+
+    @event.listens_for(engine, "checkout")
+    def check(connection: Any, *_: Any) -> None:
+        idle = select.poll()
+        idle.register(connection, select.POLLIN)
+        if connection.closed or idle.poll(0):
+            raise DisconnectionError

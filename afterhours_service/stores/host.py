@@ -1,0 +1,117 @@
+"""The host application's tables, read and never written here: `members/` writes the two columns of consent."""
+
+import uuid
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import ForeignKey, Integer, String, Text, UniqueConstraint, func, text
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.orm import Mapped, mapped_column
+
+from afterhours_service.stores.database import Base, db
+from afterhours_service.stores.statements import read
+
+Timestamp = TIMESTAMP(timezone=True)
+
+
+class User(Base):
+    """A member, as the host knows them."""
+
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    provider: Mapped[str] = mapped_column(String(50))
+    email: Mapped[str | None] = mapped_column(String(255))
+    id_verified: Mapped[bool | None] = mapped_column(server_default=text("false"))
+    after_hours_consent: Mapped[bool | None] = mapped_column(server_default=text("false"))
+    after_hours_consent_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+
+
+class MainProfile(Base):
+    """The profile that a member shows by day."""
+
+    __tablename__ = "profiles"
+
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(255))
+    age: Mapped[int | None] = mapped_column(Integer)
+    gender: Mapped[str | None] = mapped_column(String(50))
+    sexual_preference: Mapped[str | None] = mapped_column(String(50))
+
+
+class Subscription(Base):
+    """A purchase of premium; `expires_at` is null for a lifetime's."""
+
+    __tablename__ = "user_subscriptions"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), index=True)
+    is_active: Mapped[bool] = mapped_column(server_default=text("false"))
+    product_id: Mapped[str | None] = mapped_column(Text)
+    expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+
+
+class Block(Base):
+    """A member's wish to have nothing to do with another."""
+
+    __tablename__ = "blocks"
+    __table_args__ = (UniqueConstraint("user_id", "blocked_user_id"),)
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True, server_default=func.gen_random_uuid())
+    user_id: Mapped[str] = mapped_column(String(255))
+    blocked_user_id: Mapped[str] = mapped_column(String(255))
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+
+
+class Standing(NamedTuple):
+    """What the gate wants to know of a member, in the order it asks."""
+
+    premium: bool
+    verified: bool
+    consented: bool
+
+
+_STANDING = """
+    SELECT EXISTS (
+            SELECT FROM user_subscriptions
+            WHERE user_id = %(member_id)s AND is_active AND (expires_at IS NULL OR expires_at > now())
+        ), id_verified, after_hours_consent
+    FROM (SELECT) AS nobody LEFT JOIN users ON id = %(member_id)s
+"""
+
+
+# Every start, decline and change of preferences takes this lock first, in its transaction; a withdrawal of consent and
+# an erasure take FOR UPDATE, which excludes it.
+_LOCK = text("SELECT after_hours_consent IS TRUE FROM users WHERE id = :member_id FOR KEY SHARE")
+_TRY_LOCK_ERASURE = text("SELECT pg_try_advisory_xact_lock_shared(hashtextextended(:member_id, :seed))")
+_LOCK_ERASURE = text("SELECT pg_advisory_xact_lock(hashtextextended(:member_id, :seed))")
+LOCK_SEED = 0x0AF7E12  # any number: a lock of another application's must not be ours by chance
+
+
+def lock(member_id: str) -> bool | None:
+    """Wait for a withdrawal or an erasure under way, and hold up others until the transaction ends.
+
+    Returns the member's consent; None when there is no such member.
+    """
+    consent: bool | None = db.session.execute(_LOCK, {"member_id": member_id}).scalar_one_or_none()
+    return consent
+
+
+def try_lock_erasure(member_id: str) -> bool:
+    """Hold up an erasure until the transaction ends; false when one is under way."""
+    taken: bool = db.session.execute(_TRY_LOCK_ERASURE, {"member_id": member_id, "seed": LOCK_SEED}).scalar_one()
+    return taken
+
+
+def lock_erasure(member_id: str) -> None:
+    """Wait for what is being created for the member; until the transaction ends nothing can be."""
+    db.session.execute(_LOCK_ERASURE, {"member_id": member_id, "seed": LOCK_SEED})
+
+
+def standing(member_id: str) -> Standing:
+    """Return the member's standing, in one query; nobody's is all false."""
+    [(premium, verified, consented)] = read(_STANDING, member_id=member_id)
+    return Standing(premium, verified is True, consented is True)

@@ -1,0 +1,131 @@
+"""The gate: who asks, and may they? It fails closed."""
+
+import time
+from typing import Any
+
+import jwt
+from flask import g, request
+from sqlalchemy.exc import SQLAlchemyError
+
+from afterhours_service.config import Settings, current_settings
+from afterhours_service.stores.host import lock, standing, try_lock_erasure
+from afterhours_service.telemetry.log import get_logger
+from afterhours_service.text import is_storable
+from afterhours_service.web import errors
+
+logger = get_logger(__name__)
+
+MEMBER_ID_LENGTH = 255
+NOT_BEFORE_LEEWAY_SECONDS = 10  # the host's clock may be ahead of ours; it never lengthens a token's life
+TOKEN_FAILURES = (errors.AuthRequired, errors.TokenExpired, errors.TokenInvalid)
+FAILURES = (
+    *TOKEN_FAILURES,
+    errors.PremiumRequired,
+    errors.VerificationRequired,
+    errors.ConsentRequired,
+    errors.AuthUnavailable,
+)
+
+
+def current_member_id() -> str:
+    """Return the id of the member who asks, by their token.
+
+    Raises AuthRequired, TokenExpired or TokenInvalid.
+    """
+    if "member_id" not in g:
+        g.member_id = member_of(request.headers.get("Authorization"), current_settings())
+    member_id: str = g.member_id
+    return member_id
+
+
+def authenticate() -> None:
+    """Let the request pass for whoever has a good token, premium or not. Raises the failures of the token."""
+    current_member_id()
+
+
+def admit() -> None:
+    """Let the request pass only for a premium, verified, consenting member.
+
+    Raises the failures of the token, PremiumRequired, VerificationRequired, ConsentRequired or AuthUnavailable.
+    """
+    member_id = current_member_id()
+    try:
+        member = standing(member_id)
+    except SQLAlchemyError as error:
+        logger.warning("the gate could not ask the database", error=type(error).__name__)
+        raise errors.AuthUnavailable from error
+    if not member.premium:
+        raise errors.PremiumRequired
+    if not member.verified:
+        raise errors.VerificationRequired
+    if not member.consented:
+        raise errors.ConsentRequired
+
+
+def hold(member_id: str) -> None:
+    """Ask for the member's consent once more, and keep it until the transaction ends: the gate was a moment ago.
+
+    Raises VerificationRequired (the member is gone) or ConsentRequired.
+    """
+    consent = lock(member_id)
+    if consent is None:
+        raise errors.VerificationRequired
+    if not consent:
+        raise errors.ConsentRequired
+
+
+def hold_to_create(member_id: str) -> None:
+    """Do as `hold`, for what an erasure that is under way would not find, and would leave behind.
+
+    Raises ErasureInProgress, VerificationRequired or ConsentRequired.
+    """
+    if not try_lock_erasure(member_id):
+        raise errors.ErasureInProgress
+    hold(member_id)
+
+
+def token_for(member_id: str, settings: Settings, seconds: int) -> str:
+    """Return a token for a member, good for some seconds, as the host's auth service would issue it; HS256 only."""
+    claims: dict[str, Any] = {"userId": member_id, "exp": int(time.time()) + seconds}
+    claims |= {"iss": settings.jwt_issuer} if settings.jwt_issuer else {}
+    claims |= {"aud": settings.jwt_audience} if settings.jwt_audience else {}
+    return jwt.encode(claims, settings.jwt_key, algorithm="HS256")
+
+
+def member_of(authorization: str | None, settings: Settings) -> str:
+    """Return the member id in an Authorization header.
+
+    The algorithm is the configured one, whatever the token says. Raises AuthRequired, TokenExpired or TokenInvalid.
+    """
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise errors.AuthRequired
+    try:
+        claims: dict[str, Any] = jwt.decode(
+            token.strip(),
+            settings.jwt_key,
+            algorithms=[settings.jwt_algorithm],
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            options={
+                "require": ["exp"],
+                "verify_aud": settings.jwt_audience is not None,
+                # iat is no promise about time. sub and jti are none of our business beside a good userId: hosts number
+                # their members and tokens, and PyJWT takes only text. nbf is checked below, with a leeway of its own.
+                "verify_iat": False,
+                "verify_sub": False,
+                "verify_jti": False,
+                "verify_nbf": False,
+            },
+        )
+        premature = claims.get("nbf") is not None and int(claims["nbf"]) > time.time() + NOT_BEFORE_LEEWAY_SECONDS
+    except jwt.ExpiredSignatureError as error:
+        raise errors.TokenExpired from error
+    except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:  # odd claims and headers
+        raise errors.TokenInvalid from error
+    if premature:
+        raise errors.TokenInvalid
+    member_id = claims.get("userId", claims.get("sub"))
+    if not isinstance(member_id, str) or not 1 <= len(member_id) <= MEMBER_ID_LENGTH or not is_storable(member_id):
+        raise errors.TokenInvalid
+    return member_id

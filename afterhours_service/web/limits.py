@@ -1,0 +1,73 @@
+"""How often a member may ask: Flask-Limiter on Redis, which lets everything pass while Redis is away."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from flask import Blueprint, Flask, Response, request
+from flask_limiter import Limiter, RateLimitExceeded
+from flask_limiter.constants import ConfigVars
+from limits.storage import RedisStorage
+
+from afterhours_service.config import Settings, current_settings
+from afterhours_service.stores.redis import is_redis_away, redis_failed
+from afterhours_service.web import errors
+from afterhours_service.web.gate import current_member_id
+
+
+class FailOpenStorage(RedisStorage):
+    """Counts in Redis; while Redis is away it counts nothing, and costs nothing."""
+
+    STORAGE_SCHEME = ["after-hours"]  # noqa: RUF012 - typed by limits
+
+    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        """Count `amount` for `key`, for `expiry` seconds from the first; return the sum."""
+        return _or_zero(lambda: super(FailOpenStorage, self).incr(key, expiry, amount))
+
+    def get(self, key: str) -> int:
+        """Return the sum of `key`."""
+        return _or_zero(lambda: super(FailOpenStorage, self).get(key))
+
+
+def _or_zero(ask: Callable[[], int]) -> int:
+    if is_redis_away():
+        return 0
+    try:
+        return ask()
+    except Exception as error:  # noqa: BLE001 - a limit that cannot be counted refuses nobody
+        redis_failed(error)
+        return 0
+
+
+limiter = Limiter(key_func=current_member_id)
+photo_limit = limiter.limit(lambda: current_settings().ratelimit_photo, override_defaults=False)
+
+
+def apply_to(blueprint: Blueprint, own: Mapping[str, str]) -> None:
+    """Limit the routes of the blueprint together, per member, before the gate: a refusal costs the database nothing.
+
+    own: the endpoints that have a limit of their own instead, and neither use up the shared one nor wait for it.
+    """
+    limiter.shared_limit(
+        lambda: own.get(request.endpoint or "", current_settings().ratelimit_default),
+        scope=lambda endpoint: endpoint if endpoint in own else "member",
+    )(blueprint)
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Give the app its limits."""
+    app.config.update(
+        {
+            ConfigVars.ENABLED: settings.ratelimit_enabled,
+            ConfigVars.STORAGE_URI: "after-hours://",
+            ConfigVars.STORAGE_OPTIONS: {"connection_pool": app.extensions["after_hours_redis"].connection_pool},
+            ConfigVars.KEY_PREFIX: "after-hours",
+        }
+    )
+    limiter.init_app(app)
+    app.register_error_handler(RateLimitExceeded, _render)
+
+
+def _render(_error: RateLimitExceeded) -> Response:
+    limit = limiter.current_limit
+    seconds = max(1, int(limit.reset_at - time.time())) if limit else 60
+    return errors.render(errors.RateLimited(), {"Retry-After": str(seconds)})

@@ -1,0 +1,144 @@
+"""What every schema shares: camelCase names, unknown fields refused, the envelope, and strict fields."""
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import marshmallow as ma
+from flask import Request
+from flask_smorest import Blueprint as SmorestBlueprint
+from marshmallow import fields
+from webargs.flaskparser import FlaskParser
+
+from afterhours_service.text import is_storable, isoformat
+from afterhours_service.web.errors import AppError, ValidationFailed
+
+_NUMERAL = re.compile(r"(-?[0-9]{1,18})(?:\.0{1,18})?")
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+class StrictParser(FlaskParser):
+    """Reads JSON bodies only, and tells every problem in our own envelope."""
+
+    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {"query": ma.RAISE, "json": ma.RAISE}  # noqa: RUF012 - typed by webargs
+
+    def load_json(self, req: Request, schema: ma.Schema) -> Any:
+        """Return the parsed body.
+
+        Raises ValidationFailed when it is declared as something else, or is no JSON object.
+        """
+        if not req.is_json:
+            raise ValidationFailed.from_messages("Send a JSON object with Content-Type: application/json.")
+        try:
+            body = super().load_json(req, schema)
+        except (RecursionError, ValueError):  # too deep, or a number of too many digits
+            body = None
+        if not isinstance(body, dict):
+            raise ValidationFailed.from_messages("Not a JSON object.")
+        return body
+
+    def handle_error(self, error: ma.ValidationError, *_: Any, **__: Any) -> NoReturn:
+        """Raise ValidationFailed with a line per field."""
+        messages: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]
+        raise ValidationFailed.from_messages(next(iter(messages.values())) if len(messages) == 1 else messages)
+
+    def _handle_invalid_json_error(self, *_: Any, **__: Any) -> NoReturn:
+        raise ValidationFailed.from_messages("Not valid JSON.")
+
+
+class Blueprint(SmorestBlueprint):  # type: ignore[misc]
+    """flask-smorest's, with our parser; it answers 400 where webargs would answer 422.
+
+    failures_of: returns what one of its routes may answer, by its endpoint; for the API's description.
+    """
+
+    ARGUMENTS_PARSER = StrictParser()
+    ARGUMENTS_PARSER.DEFAULT_VALIDATION_STATUS = 400
+
+    def __init__(
+        self, *args: Any, failures_of: Callable[[str], tuple[type[AppError], ...]] = lambda _: (), **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.failures_of = failures_of
+
+    def arguments(self, schema: type[ma.Schema], **kwargs: Any) -> Callable[[View], View]:
+        """Read the arguments of a route by a schema, which is made once: to make one takes as long as to use it."""
+        decorate: Callable[[View], View] = super().arguments(schema(), **kwargs)
+        return decorate
+
+    @staticmethod
+    def fails(*failures: type[AppError]) -> Callable[[View], View]:
+        """Name the failures of a route's own, for the API's description."""
+
+        def mark(view: View) -> View:
+            view.failures = failures  # type: ignore[attr-defined]
+            return view
+
+        return mark
+
+
+class CamelCaseSchema(ma.Schema):
+    """snake_case in Python, camelCase in JSON; unknown fields are refused."""
+
+    class Meta:
+        """Refuse what we do not know."""
+
+        unknown = ma.RAISE
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        """Name the field as clients do."""
+        first, *rest = field_name.split("_")
+        field_obj.data_key = field_obj.data_key or first + "".join(word.title() for word in rest)
+
+
+def envelope(name: str, **parts: fields.Field[Any]) -> type[ma.Schema]:
+    """Return the schema of a success, `{"success": true, …parts}`, by its name in the API's documentation."""
+    return CamelCaseSchema.from_dict({"success": fields.Constant(True), **parts}, name=name)
+
+
+class StrictFloat(fields.Float):
+    """A finite JSON number; a numeral in a string is none."""
+
+    def _validated(self, value: Any) -> float:
+        if not isinstance(value, int | float):
+            raise self.make_error("invalid", input=value)
+        return super()._validated(value)
+
+
+class StrictInteger(fields.Integer):
+    """A whole JSON number, also one written as 50.0; a numeral in a string is none, nor is true."""
+
+    def _validated(self, value: Any) -> int:
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if not whole:
+            raise self.make_error("invalid", input=value)
+        return super()._validated(value)
+
+
+class QueryInteger(StrictInteger):
+    """A whole number in a query, where everything is text: ASCII digits, as 50 or 50.0."""
+
+    def _validated(self, value: Any) -> int:
+        numeral = _NUMERAL.fullmatch(value) if isinstance(value, str) else None
+        return super()._validated(int(numeral[1]) if numeral else None)
+
+
+class SafeString(fields.String):
+    """Text that PostgreSQL can hold: no NUL, no lone surrogate."""
+
+    pattern: ClassVar = r"^[^\u0000]*$"  # as the API's description says it
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        text: str = super()._deserialize(value, attr, data, **kwargs)
+        if not is_storable(text):
+            raise self.make_error("invalid_utf8")
+        return text
+
+
+class UtcDateTime(fields.Field[datetime]):
+    """An aware datetime, written with milliseconds and Z."""
+
+    def _serialize(self, value: datetime | None, *_: Any, **__: Any) -> str | None:
+        return None if value is None else isoformat(value)

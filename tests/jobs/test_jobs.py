@@ -1,0 +1,258 @@
+"""Redis after a commit, while it is there, while it is away, and when it is back."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import structlog
+from flask import Flask
+from flask.testing import FlaskClient
+from redis import Redis
+from redis.client import Pipeline
+from rq import Queue
+from rq.exceptions import StopRequested
+from rq.job import Job
+from rq.timeouts import JobTimeoutException
+
+from afterhours_service.jobs.jobs import TIMERS_QUEUE, enqueue, job
+from afterhours_service.jobs.scheduler import Scheduler
+from afterhours_service.jobs.timers import SCHEDULED, Timer, arm_timer
+from afterhours_service.jobs.worker import Worker
+from afterhours_service.sessions.jobs import reconcile
+from afterhours_service.stores.redis import HTTP_TIMEOUT_SECONDS, after_commit, is_redis_away
+from tests.factories import PLACE, Factory, bearer, scheduled
+from tests.outages import OwnValkey
+from tests.stopwatch import Stopwatch
+
+API = "/api/after-hours/session"
+Outage = Callable[[OwnValkey], None]
+OUTAGES = pytest.mark.parametrize("outage", [OwnValkey.stop, OwnValkey.pause], ids=["stopped", "paused"])
+
+
+class TestRedisAway:
+    """Each test may do to its Valkey what it likes."""
+
+    @pytest.fixture
+    def redis_url(self, own_valkey: OwnValkey) -> str:
+        return own_valkey.url
+
+    @OUTAGES
+    def test_requests_are_answered_within_a_second(
+        self, own_valkey: OwnValkey, client: FlaskClient, factory: Factory, outage: Outage
+    ) -> None:
+        headers = bearer(factory.member())
+        steps: list[tuple[str, str, dict[str, Any] | None, int]] = [
+            ("POST", "/start", {"duration": 15, **PLACE}, 201),
+            ("POST", "/extend", {"additionalMinutes": 15}, 200),
+            ("GET", "", None, 200),
+            ("POST", "/end", None, 200),
+            ("GET", "", None, 200),
+        ]
+        outage(own_valkey)
+        for method, path, body, status in steps:
+            with Stopwatch() as took:
+                response = client.open(API + path, method=method, json=body, headers=headers)
+            assert response.status_code == status
+            assert took.seconds < 1
+
+    @OUTAGES
+    def test_an_outage_costs_one_timeout_and_then_nothing(
+        self, own_valkey: OwnValkey, app: Flask, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        outage(own_valkey)
+        with app.app_context():
+            with Stopwatch() as first, after_commit() as trip:
+                trip.ping()
+            with Stopwatch() as others:
+                for _ in range(20):
+                    with after_commit() as trip:
+                        trip.ping()
+            assert is_redis_away()
+        assert first.seconds < HTTP_TIMEOUT_SECONDS + 0.2
+        assert others.seconds < 0.05
+        assert caplog.text.count("redis away") == 1
+
+    @OUTAGES
+    def test_all_is_well_by_itself_when_redis_is_back(
+        self, own_valkey: OwnValkey, app: Flask, redis: Redis, factory: Factory, outage: Outage
+    ) -> None:
+        outage(own_valkey)
+        client, member = app.test_client(), factory.member()
+        client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(member))
+        own_valkey.start() if outage is OwnValkey.stop else own_valkey.resume()
+        deadline = time.monotonic() + 5
+        with app.app_context():
+            while is_redis_away() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert not is_redis_away()
+            reconcile()
+        assert redis.zcard(SCHEDULED) == 2
+        client.post(f"{API}/end", headers=bearer(member))
+        assert redis.zcard(SCHEDULED) == 0
+
+    @OUTAGES
+    def test_health_says_degraded_and_stays_ready(
+        self, own_valkey: OwnValkey, client: FlaskClient, outage: Outage
+    ) -> None:
+        outage(own_valkey)
+        response = client.get("/readyz")
+        assert response.status_code == 200
+        assert (response.json or {})["status"] == "degraded"
+
+
+def test_a_trip_that_redis_refuses_raises_nothing_and_is_no_outage(
+    app: Flask, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis.set(SCHEDULED, "of another type")
+    with app.app_context():
+        with after_commit() as trip:
+            arm_timer(trip, Timer("session-timer-7", 1, "a.function", ()))
+            trip.set("after", "the failure")
+        assert not is_redis_away()
+    assert redis.get("after") == b"the failure"
+    assert "redis refused" in caplog.text
+
+
+def test_a_failure_after_the_commit_is_logged_and_what_was_collected_is_sent(
+    app: Flask, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    with app.app_context(), after_commit() as trip:
+        trip.set("half", "done")
+        raise LookupError
+    assert redis.keys() == [b"half"]
+    assert "LookupError" in caplog.text
+
+
+def test_a_job_whose_time_is_over_ends_even_after_a_commit(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with app.app_context():
+        with pytest.raises(JobTimeoutException), after_commit():
+            raise JobTimeoutException
+        monkeypatch.setattr(Pipeline, "execute", Mock(side_effect=JobTimeoutException))
+        with pytest.raises(JobTimeoutException), after_commit():
+            pass
+
+
+BROKEN = {
+    "the client": "redis.client.Pipeline.execute",
+    "a connection": "redis.connection.ConnectionPool.get_connection",
+    "arming": "afterhours_service.sessions.deadlines.arm",
+    "arming again": "afterhours_service.sessions.deadlines._arm_all",
+    "releasing": "afterhours_service.sessions.deadlines._seconds",
+    "publishing": "afterhours_service.jobs.events.publish",
+    "publishing many": "afterhours_service.jobs.events.publish_once",
+    "counting": "afterhours_service.telemetry.metrics.SESSIONS_STARTED.inc",
+    "counting extensions": "afterhours_service.telemetry.metrics.SESSIONS_EXTENDED.inc",
+    "counting ends": "afterhours_service.telemetry.metrics.SESSIONS_ENDED.labels",
+    "counting timers": "afterhours_service.telemetry.metrics.TIMERS.labels",
+    "counting requests": "afterhours_service.telemetry.metrics.REQUESTS.labels",
+    "the request's line": "afterhours_service.telemetry.log.request_line",
+    "the limits": "limits.storage.RedisStorage.incr",
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_whatever_breaks_after_a_commit_the_answer_stands(
+    make_app: Callable[..., Flask],
+    factory: Factory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+) -> None:
+    app = make_app(ratelimit_enabled=True)
+    app.testing = False  # as in production: what nobody caught is a 500
+    client, member = app.test_client(), factory.member()
+    late, later = factory.member(), factory.member()
+    for overdue in (late, later):
+        factory.session(overdue, left=-5)
+    monkeypatch.setattr(BROKEN[what], Mock(side_effect=TypeError(what)))
+    for path, body, status in (
+        ("session/start", {"duration": 15, **PLACE}, 201),
+        ("session/extend", {"additionalMinutes": 15}, 200),
+        ("session/end", None, 200),
+        ("session/start", {"duration": 15, **PLACE}, 201),
+    ):
+        answer = client.post(f"/api/after-hours/{path}", json=body, headers=bearer(member))
+        assert answer.status_code == status, answer.text
+    assert client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(late)).status_code == 201
+    withdrawal = client.put("/api/after-hours/consent", json={"granted": False}, headers=bearer(later))
+    assert withdrawal.status_code == 200
+    assert client.delete("/api/after-hours/me", headers=bearer(late)).status_code == 200
+    assert what in caplog.text
+
+
+@job
+def tell_context() -> dict[str, Any]:
+    return dict(structlog.contextvars.get_contextvars())
+
+
+def test_the_id_of_a_request_travels_into_the_jobs_it_leads_to(
+    app: Flask, client: FlaskClient, redis: Redis, factory: Factory
+) -> None:
+    headers = {**bearer(factory.member()), "X-Request-ID": "from-the-phone"}
+    client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=headers)
+    timers = [Job.fetch(timer_id, connection=redis) for timer_id in scheduled(redis)]
+    assert [timer.meta for timer in timers] == [{"request_id": "from-the-phone"}] * 2
+    queue = Queue(TIMERS_QUEUE, connection=redis)
+    asked = [queue.enqueue(tell_context, meta=meta) for meta in (timers[0].meta, {})]
+    with app.app_context():
+        Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
+    with_id, without = (job.return_value(refresh=True) for job in asked)
+    assert with_id == {"job": "tell_context", "request_id": "from-the-phone"}
+    assert without == {"job": "tell_context", "request_id": None}
+
+
+def test_timers_that_nobody_worked_off_are_dropped(app: Flask, redis: Redis) -> None:
+    """Those of a night without a worker; the reconciliation does at once what they would have done one by one."""
+    scheduler = Scheduler(redis, ())
+    with redis.pipeline() as trip:
+        for second in range(50):
+            arm_timer(trip, Timer(f"session-timer-{second}", second, "no.such.function", ()))
+        trip.execute()
+    scheduler.tick()
+    queue = Queue(TIMERS_QUEUE, connection=redis)
+    assert queue.count == 50
+    for timer_id in queue.job_ids:
+        redis.pexpire(Job.key_for(timer_id), 1)  # two minutes pass
+    time.sleep(0.01)
+    with app.app_context():
+        Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
+    assert queue.count == 0
+    assert queue.failed_job_registry.count == 0
+
+
+def test_a_job_put_into_a_queue_by_name_leaves_nothing_behind(app: Flask, redis: Redis) -> None:
+    with app.app_context():
+        enqueue(TIMERS_QUEUE, tell_context)
+        Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
+    assert redis.keys("rq:job:*") == []
+
+
+def test_a_worker_stops_even_if_the_exception_that_says_so_is_swallowed(redis: Redis) -> None:
+    worker = Worker([TIMERS_QUEUE], connection=redis)
+    with suppress(StopRequested):
+        worker.stop()
+    with pytest.raises(StopRequested):
+        worker.heartbeat()
+
+
+def test_a_process_that_hangs_is_cut_short_when_it_is_to_stop() -> None:
+    """Even in C, where Python handles no signal."""
+    script = (
+        "import hashlib; from afterhours_service import queue; queue.STOP_SECONDS = 0.1;"
+        "queue.on_stop_signal(lambda: None); print('ready', flush=True); hashlib.pbkdf2_hmac('md5', b'', b'', 10**9)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()

@@ -1,0 +1,288 @@
+"""What Prometheus sees: counts and times that are right, behind a token, and no member in any label."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+from sqlalchemy import text
+
+from afterhours_service.cleanup import jobs as cleanup
+from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE, QUEUES
+from afterhours_service.jobs.scheduler import LEASE
+from afterhours_service.jobs.worker import Worker
+from afterhours_service.monitoring.status import look_at_everything
+from afterhours_service.sessions import jobs
+from afterhours_service.stores.database import db
+from afterhours_service.telemetry import metrics
+from tests.conftest import ROOT
+from tests.factories import PLACE, SECRET, Factory, bearer
+from tests.outages import OwnValkey
+
+API = "/api/after-hours"
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Flask]) -> Flask:
+    return make_app(metrics_token=SECRET)
+
+
+def parse(exposition: str) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(exposition)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    """Return a sample's value: 0 for one that is not there, as a counter that nothing has counted yet."""
+    return samples.get((f"after_hours_{name}", frozenset(labels.items())), 0)
+
+
+def scrape(client: FlaskClient) -> Samples:
+    response = client.get("/metrics", headers={"Authorization": f"Bearer {SECRET}"})
+    assert response.status_code == 200
+    assert response.content_type.startswith("text/plain")
+    return parse(response.text)
+
+
+def test_the_metrics_need_their_token_and_are_nowhere_without_one(client: FlaskClient, make_app: Any) -> None:
+    for headers, code in (({}, "AUTH_REQUIRED"), (bearer("m"), "TOKEN_INVALID"), ({"Authorization": "Bearer ü"}, None)):
+        response = client.get("/metrics", headers=headers)
+        assert response.status_code == 401
+        assert code in {None, response.json["code"]}
+    closed = make_app().test_client().get("/metrics", headers={"Authorization": "Bearer "})
+    assert (closed.status_code, closed.json["code"]) == (404, "NOT_FOUND")
+
+
+def test_a_sessions_life_is_counted(client: FlaskClient, factory: Factory) -> None:
+    one, two = factory.member(), factory.member()
+    before = scrape(client)
+    for member, minutes in ((one, 15), (two, 30)):
+        client.post(f"{API}/session/start", json={"duration": minutes, **PLACE}, headers=bearer(member))
+    client.post(f"{API}/session/extend", json={"additionalMinutes": 30}, headers=bearer(one))
+    client.post(f"{API}/session/end", headers=bearer(one))
+    assert value(scrape(client), "sessions_active") == 1
+    factory.travel(1803)
+    assert (value(scrape(client), "sessions_active"), value(scrape(client), "sessions_overdue")) == (0, 1)
+    assert 2 < value(scrape(client), "sessions_overdue_seconds") < 30
+    with client.application.app_context():
+        jobs.session_timer(0)
+    after = scrape(client)
+
+    def grown(name: str, **labels: str) -> float:
+        return value(after, name, **labels) - value(before, name, **labels)
+
+    assert (grown("sessions_started_total"), grown("sessions_extended_total")) == (2, 1)
+    assert grown("sessions_ended_total", reason="user") == grown("sessions_ended_total", reason="timeout") == 1
+    assert (grown("expiry_lag_seconds_bucket", le="2.0"), grown("expiry_lag_seconds_bucket", le="30.0")) == (0, 1)
+    assert (grown("timers_total", action="armed"), grown("timers_total", action="released")) == (6, 4)
+    assert grown("jobs_total", job="session_timer", outcome="done") == 1
+    assert (value(after, "sessions_active"), value(after, "sessions_overdue")) == (0, 0)
+
+
+def test_requests_are_counted_by_route_status_and_code(client: FlaskClient, factory: Factory) -> None:
+    start = f"{API}/session/start"
+    member = factory.member(consent=False)
+    before = scrape(client)
+    client.post(start, headers=bearer(member))
+    client.open(f"/{member}", method="BREW")
+    after = scrape(client)
+    refused = {"method": "POST", "route": start, "status": "403", "code": "CONSENT_REQUIRED"}
+    unknown = {"method": "other", "route": "none", "status": "404", "code": "NOT_FOUND"}
+    for labels in (refused, unknown):
+        name = "http_requests_total"
+        assert value(after, name, **labels) == value(before, name, **labels) + 1
+    name, timed = "http_request_duration_seconds_count", {"method": "POST", "route": start}
+    assert value(after, name, **timed) == value(before, name, **timed) + 1
+
+
+def test_no_label_has_a_member_in_it(client: FlaskClient, factory: Factory) -> None:
+    member = factory.member()
+    for method, path in (("POST", "/session/start"), ("GET", "/consent"), ("DELETE", "/me"), ("GET", f"/{member}")):
+        client.open(API + path, method=method, json={"duration": 15, **PLACE}, headers=bearer(member))
+    told = client.get("/metrics", headers={"Authorization": f"Bearer {SECRET}"}).text
+    assert member not in told
+    labels = set(re.findall(r'[{,]([a-z_]+)="', told))
+    assert labels <= {
+        *("method", "route", "status", "code", "reason", "action", "job", "outcome", "queue", "step", "le"),
+        *("implementation", "major", "minor", "patchlevel", "version", "generation"),
+    }
+
+
+def test_the_periodic_jobs_and_redis_are_told_of(client: FlaskClient, factory: Factory, redis: Redis) -> None:
+    member = factory.member()
+    factory.session(member)
+    factory.session(factory.member(), left=-5)
+    factory.session(factory.member(), left=-8 * 86400, ended=True)
+    assert ("after_hours_periodic_finished_timestamp_seconds", frozenset({("job", "cleanup")})) not in scrape(client)
+    with client.application.app_context():
+        jobs.reconcile()
+        jobs.reconcile()
+        cleanup.cleanup()
+        Worker([MAINTENANCE_QUEUE], connection=redis).work(burst=True)
+    redis.set(LEASE, "a scheduler")
+    now = scrape(client)
+    assert value(now, "periodic_finished_total", job="reconcile") == 2
+    assert 0 < value(now, "periodic_seconds_total", job="reconcile") < 30
+    assert abs(value(now, "periodic_finished_timestamp_seconds", job="cleanup") - time.time()) < 30
+    assert value(now, "periodic_rows_total", job="reconcile", step="ended") == 1
+    assert value(now, "periodic_rows_total", job="reconcile", step="armed") == 2
+    assert value(now, "periodic_rows_total", job="cleanup", step="sessions") == 1
+    assert (value(now, "timers_armed"), value(now, "schedulers_active"), value(now, "workers")) == (2, 1, 0)
+    assert value(now, "queue_jobs", queue="after-hours-maintenance") == 0
+    assert value(now, "database_up") == value(now, "redis_up") == value(now, "schema_current") == 1
+
+
+def test_every_worker_on_our_queues_is_counted_and_none_is_a_zero(client: FlaskClient, redis: Redis) -> None:
+    """A gauge that is missing would raise no alert."""
+    workers = ("after_hours_workers", frozenset[tuple[str, str]]())
+    assert scrape(client)[workers] == 0
+    for name, queues in (("both", QUEUES), ("timers", QUEUES[:1]), ("another's", ["reports"])):
+        Worker(queues, connection=redis, name=name).register_birth()  # type: ignore[no-untyped-call]
+    assert scrape(client)[workers] == 2
+    with client.application.app_context():
+        assert {(worker["name"], worker["queues"]) for worker in look_at_everything().workers} == {
+            ("both", ",".join(QUEUES)),
+            ("timers", QUEUES[0]),
+        }
+
+
+def test_connections_in_use_are_told(app: Flask) -> None:
+    with app.app_context():
+        db.session.execute(text("SELECT 1"))
+        assert (metrics.POOL_IN_USE._value.get(), metrics.POOL_LIMIT._value.get()) == (1, 15)
+        db.session.rollback()
+        assert metrics.POOL_IN_USE._value.get() == 0
+
+
+def test_a_run_that_fails_is_not_a_run(app: Flask, factory: Factory, redis: Redis) -> None:
+    factory.execute("DROP TABLE after_hours_sessions CASCADE")
+    client = app.test_client()
+    before = value(scrape(client), "jobs_total", job="reconcile", outcome="failed")
+    with app.app_context(), pytest.raises(Exception, match="after_hours_sessions"):
+        jobs.reconcile()
+    now = scrape(client)
+    assert value(now, "jobs_total", job="reconcile", outcome="failed") == before + 1
+    assert value(now, "periodic_finished_total", job="reconcile") == 0
+
+
+def test_database_and_redis_may_be_away(
+    make_app: Callable[..., Flask], own_valkey: OwnValkey, factory: Factory
+) -> None:
+    client = make_app(metrics_token=SECRET, redis_url=own_valkey.url).test_client()
+    own_valkey.stop()
+    client.post(f"{API}/session/start", json={"duration": 15, **PLACE}, headers=bearer(factory.member()))
+    now = scrape(client)
+    assert (value(now, "redis_up"), value(now, "database_up")) == (0, 1)
+    assert value(now, "redis_breaker_open") == 1
+    nowhere = "postgresql+psycopg2://nobody@/none?host=/nonexistent"
+    now = scrape(make_app(metrics_token=SECRET, database_url=nowhere).test_client())
+    assert (value(now, "redis_up"), value(now, "database_up")) == (1, 0)
+    metrics.BREAKER_OPEN.set(0)
+    own_valkey.start()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def process(command: str, log: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("ab") as output:
+        running = subprocess.Popen(
+            shlex.split(command), cwd=ROOT, env={"PATH": path, **environ}, stdout=output, stderr=output
+        )
+    try:
+        yield running
+    finally:
+        running.terminate()
+        # How it stops is tested elsewhere; it may not have come to taking signals yet.
+        assert running.wait(30) in {0, -signal.SIGTERM}, log.read_text()
+
+
+def read(url: str, **headers: str) -> str:
+    deadline = time.monotonic() + 40
+    while True:
+        with contextlib.suppress(OSError), urlopen(Request(url, headers=headers), timeout=30) as response:
+            body: str = response.read().decode()
+            return body
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def environ(database_url: str, redis: Redis, redis_url: str) -> dict[str, str]:
+    return {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "JWT_SECRET": SECRET,
+        "LOCATION_SECRET": SECRET[::-1],
+        "METRICS_TOKEN": SECRET * 2,
+        "METRICS_PORT": str(free_port()),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_whichever_gunicorn_worker_is_asked_tells_of_all(environ: dict[str, str], tmp_path: Path) -> None:
+    port, folder = free_port(), tmp_path / "tmp"
+    folder.mkdir()
+    command = f"gunicorn --bind 127.0.0.1:{port} --workers 3 --threads 2 'afterhours_service:create_app()'"
+    health = {"method": "GET", "route": "/healthz", "status": "200", "code": ""}
+    token = {"Authorization": f"Bearer {SECRET * 2}"}
+    with process(command, tmp_path / "log", **environ, TMPDIR=str(folder)):
+        read(f"http://127.0.0.1:{port}/healthz")
+        for _ in range(29):
+            read(f"http://127.0.0.1:{port}/healthz")
+        counted = [
+            value(parse(read(f"http://127.0.0.1:{port}/metrics", **token)), "http_requests_total", **health)
+            for _ in range(6)
+        ]
+        assert len(list(folder.glob("after-hours-metrics-*"))) == 1
+    assert counted == [30] * 6
+    assert not list(folder.glob("after-hours-metrics-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_worker_and_scheduler_have_a_port_of_their_own(
+    environ: dict[str, str], tmp_path: Path, factory: Factory
+) -> None:
+    url = f"http://127.0.0.1:{environ['METRICS_PORT']}/metrics"
+    with process("python scheduler.py", tmp_path / "log", **environ):
+        while not value(samples := parse(read(url)), "scheduler_jobs_total"):
+            time.sleep(0.1)
+        assert value(samples, "scheduler_active") == 1
+    factory.session(factory.member(), left=-5)
+    # A port that is taken costs the process its metrics, and nothing else.
+    with (
+        process("python worker.py", tmp_path / "log", **environ),
+        process("python worker.py", tmp_path / "log", **environ),
+    ):
+        while not value(samples := parse(read(url)), "jobs_total", job="reconcile", outcome="done"):
+            if not factory.execute("SELECT FROM after_hours_sessions WHERE ended_at IS NULL"):
+                break  # the other one did it
+            time.sleep(0.1)
+        while "metrics are not served" not in (tmp_path / "log").read_text():
+            time.sleep(0.1)

@@ -1,0 +1,139 @@
+"""What one member's many sessions cost, in rows read: no more than a few of them, whoever asks."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from afterhours_service.discovery import queries as discovery
+from afterhours_service.places.blur import Point
+from afterhours_service.rights import queries as members
+from afterhours_service.sessions import queries as sessions
+from afterhours_service.stores.statements import cursor, execute
+from tests.discovery.conftest import go_live
+from tests.factories import PLACE, Factory, bearer
+from tests.rights.test_rights import many_sessions
+from tests.wire import Wire
+
+API = "/api/after-hours"
+MANY = 20_000
+LEAD = timedelta(minutes=2)
+
+
+def rows_read(plan: dict[str, Any]) -> Iterator[float]:
+    """Yield how many rows each step of a plan that was run has looked at."""
+    left_out = sum(plan.get(f"Rows Removed by {what}", 0) for what in ("Filter", "Index Recheck", "Join Filter"))
+    yield (plan["Actual Rows"] + left_out) * plan["Actual Loops"]
+    for part in plan.get("Plans", ()):
+        yield from rows_read(part)
+
+
+def cost(statement: str, before: str = "", **parameters: Any) -> float:
+    """Run a statement, and return how many rows the busiest step of its plan has looked at; nothing is kept."""
+    explain = f"BEGIN; {before} EXPLAIN (ANALYZE, FORMAT JSON)"
+    with cursor() as opened:
+        execute(opened, statement, explain, **parameters)
+        [(plan,)] = opened.fetchall()
+        opened.execute("ROLLBACK")
+    return max(rows_read(plan[0]["Plan"]))
+
+
+@pytest.fixture
+def old_hand(factory: Factory) -> str:
+    """Return a live member with many sessions."""
+    member = factory.member()
+    many_sessions(factory, member, MANY)
+    go_live(factory, member)
+    return member
+
+
+def test_a_start_and_an_end_read_no_more_than_the_latest(app: Flask, old_hand: str) -> None:
+    with app.app_context():
+        history = cost(sessions._PREPARE_START, sessions._IN_ORDER, member_id=old_hand, mask="0")
+        assert history <= sessions.REMEMBERED
+        assert cost(sessions._ACTIVE, member_id=old_hand) <= 1
+        assert cost(sessions._END, member_id=old_hand, lead=LEAD) <= 2
+        extension: dict[str, Any] = {"lead": LEAD, "length": LEAD, "minutes": 2, "key": None}
+        assert cost(sessions._EXTEND, member_id=old_hand, **extension) <= 2
+
+
+def test_a_start_looks_at_the_latest_sessions_first(app: Flask, old_hand: str) -> None:
+    seen: list[Point] = []
+
+    def blur(previous: list[Point]) -> Point:
+        seen.extend(previous)
+        return Point(1, 1)
+
+    with app.app_context():
+        sessions.start(old_hand, LEAD, Point(1, 1), blur, None)
+    assert len(seen) == sessions.REMEMBERED
+    assert (52.52, 13.4) in seen  # the last of them
+
+
+@pytest.mark.parametrize("since", [0, MANY], ids=["just made", "made before all sessions"])
+def test_a_decline_costs_those_who_look_around_a_few_rows(
+    app: Flask, client: FlaskClient, factory: Factory, old_hand: str, since: int
+) -> None:
+    other = factory.member()
+    go_live(factory, other)
+    factory.execute(
+        """INSERT INTO after_hours_declines (session_id, user_id, declined_user_id)
+           SELECT id, user_id, %s FROM after_hours_sessions WHERE user_id = %s
+           ORDER BY started_at DESC OFFSET %s LIMIT 1""",
+        other,
+        old_hand,
+        since,
+    )
+    factory.execute("ANALYZE")
+    with app.app_context():
+        for member, another in ((other, old_hand), (old_hand, other)):
+            me = discovery.asker(member)
+            assert me
+            around = discovery._parameters(me, 20, LEAD, None)
+            for statement in (discovery._PAGE, discovery._COUNT):
+                assert cost(statement, discovery._AS_WRITTEN, **around) <= 3
+            assert cost(discovery._IS_SEEN, **around, other_id=another) <= 3
+            assert cost(discovery._HAS_DECLINED, **discovery._pair(me, another)) <= 3
+    assert len(client.get(f"{API}/nearby", headers=bearer(other)).json["members"]) == (1 if since else 0)
+
+
+def test_no_statement_of_an_erasure_deletes_more_than_a_batch(
+    wire: Wire, make_app: Callable[..., Flask], factory: Factory, old_hand: str
+) -> None:
+    """A statement that outlasts the timeout would be refused for ever."""
+    factory.execute(
+        "INSERT INTO device_fingerprints (user_id, session_id) SELECT user_id, id FROM after_hours_sessions"
+    )
+    factory.execute(
+        "CREATE TABLE after_hours_matches (session_id uuid UNIQUE REFERENCES after_hours_sessions ON DELETE CASCADE)"
+    )
+    factory.execute(
+        "INSERT INTO after_hours_matches SELECT id FROM after_hours_sessions ORDER BY started_at LIMIT 11000"
+    )
+    client = make_app(database_url=wire.url).test_client()
+    assert client.delete(f"{API}/me", headers=bearer(old_hand)).status_code == 200
+    for begin, number in (
+        ("DELETE FROM device_fingerprints", MANY),
+        ("DELETE FROM after_hours_sessions", MANY - 11_000),
+        ("UPDATE after_hours_sessions SET fuzzed_latitude", 11_000),
+    ):
+        statements = [query for query in wire.queries if query.strip().startswith(begin)]
+        assert len(statements) > number // members._BATCH
+        assert all(f"LIMIT {members._BATCH}" in query for query in statements)
+    assert factory.count("device_fingerprints") == 0
+    left = factory.sessions(old_hand)
+    assert len(left) == factory.count("after_hours_matches") == 11_000
+    assert {(row.fuzzed_latitude, row.fuzzed_longitude) for row in left} == {(0, 0)}
+
+
+def test_a_member_of_many_sessions_goes_live_and_leaves(client: FlaskClient, factory: Factory, old_hand: str) -> None:
+    headers = bearer(old_hand)
+    assert client.post(f"{API}/session/end", headers=headers).status_code == 200
+    body = {"duration": 15, **PLACE}
+    assert client.post(f"{API}/session/start", json=body, headers=headers).status_code == 201
+    assert client.put(f"{API}/consent", json={"granted": False}, headers=headers).status_code == 200
+    assert client.delete(f"{API}/me", headers=headers).status_code == 200
+    assert factory.sessions(old_hand) == []

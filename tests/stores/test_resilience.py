@@ -1,0 +1,176 @@
+"""What a moment without PostgreSQL or Redis costs a request, a worker, a scheduler."""
+
+import time
+from collections.abc import Callable
+
+import psycopg2
+import pytest
+from flask import Flask, g
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from redis import Redis
+from rq.job import Job
+from sqlalchemy.exc import DBAPIError
+
+from afterhours_service.jobs.jobs import TIMERS_QUEUE
+from afterhours_service.jobs.scheduler import Scheduler
+from afterhours_service.jobs.timers import SCHEDULED, Timer, arm_timer, disarm_timer
+from afterhours_service.jobs.worker import Worker
+from afterhours_service.stores.database import db
+from afterhours_service.stores.statements import cursor, execute, give_back, read, run
+from tests.factories import Factory, bearer
+from tests.wire import Wire
+
+TIMER = Timer("session-timer-1", 1, "time.sleep", (0,))
+
+
+def test_an_answer_outlives_the_connection_that_it_was_read_from(app: Flask, factory: Factory) -> None:
+    @app.after_request
+    def cut(response: object) -> object:
+        factory.execute(
+            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name = 'after-hours'"""
+        )
+        return response
+
+    member, client = factory.member(), app.test_client()
+    for _ in range(2):
+        assert client.get("/api/after-hours/session", headers=bearer(member)).status_code == 200
+
+
+def test_a_connection_that_only_its_error_tells_of_is_not_used_again(app: Flask) -> None:
+    with app.app_context():
+        with cursor() as opened:
+            broken = opened.connection
+        with pytest.raises(DBAPIError) as caught, cursor():
+            raise psycopg2.OperationalError("SSL error: decryption failed or bad record mac")
+        assert caught.value.connection_invalidated
+        assert broken.closed
+        assert run("SELECT 1") == [(1,)]
+
+
+def test_a_connection_comes_back_to_the_pool_as_it_was(app: Flask) -> None:
+    with app.app_context():
+        with pytest.raises(DBAPIError) as caught, cursor() as opened:
+            opened.execute("BEGIN; SELECT 1 / 0")
+        assert not caught.value.connection_invalidated
+        assert run("SELECT 1") == [(1,)]
+        driver = g.connection.dbapi_connection
+        give_back()
+        give_back()  # once is enough
+        assert (driver.autocommit, driver.get_transaction_status()) == (False, TRANSACTION_STATUS_IDLE)
+        assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_a_connection_prepares_each_statement_once(wire: Wire, make_app: Callable[..., Flask]) -> None:
+    with make_app(database_url=wire.url).app_context():
+        run("SELECT 1")  # opens the connection, which asks a few things of its own
+        wire.queries.clear()
+        for numerator in (1, 2):
+            assert run("SELECT %(n)s / CAST(%(n)s AS integer)", n=numerator) == [(1,)]
+        [prepare, first, second] = wire.queries
+        name = prepare.split()[1]
+        assert prepare == f"PREPARE {name} AS SELECT $1 / CAST($1 AS integer)"
+        assert [first.strip(), second.strip()] == [f"EXECUTE {name} (1)", f"EXECUTE {name} (2)"]
+
+        with pytest.raises(DBAPIError):
+            run("SELECT %(n)s / CAST(%(n)s AS integer)", n=0)
+        assert run("SELECT %(n)s / CAST(%(n)s AS integer)", n=3) == [(1,)]
+        assert [query.split()[0] for query in wire.queries[3:]] == ["EXECUTE", "EXECUTE"]
+
+        with cursor() as opened:
+            execute(opened, "SELECT %(n)s - 1", before="BEGIN;", n=6)
+            opened.execute("ROLLBACK")
+        assert run("SELECT %(n)s - 1", n=6) == [(5,)]  # a plan outlives the transaction it was made in
+
+        g.connection.dbapi_connection.close()  # and the next connection knows nothing yet
+        assert read("SELECT %(n)s / CAST(%(n)s AS integer)", n=4) == [(1,)]
+        assert [query.split()[0] for query in wire.queries[-2:]] == ["PREPARE", "EXECUTE"]
+
+
+@pytest.mark.parametrize(
+    "disagree",
+    ["ALTER TABLE thing ALTER name TYPE text", "DEALLOCATE ALL"],
+    ids=["a column's type changed", "somebody forgot the plans"],
+)
+def test_a_plan_that_no_longer_holds_costs_its_connection_and_no_more(
+    app: Flask, factory: Factory, disagree: str
+) -> None:
+    factory.execute("CREATE TABLE thing (name varchar(9))")
+    statement = "SELECT name FROM thing WHERE name = %(name)s"
+    with app.app_context():
+        for ask in (run, read):
+            assert ask(statement, name="a") == []
+            with cursor() as opened:
+                opened.execute(disagree)
+            if ask is run:
+                with pytest.raises(DBAPIError) as caught:
+                    ask(statement, name="a")
+                assert caught.value.connection_invalidated
+            assert ask(statement, name="a") == []
+            factory.execute("ALTER TABLE thing ALTER name TYPE varchar(9)")
+
+
+def test_a_name_that_the_server_knows_already_costs_its_connection_and_no_more(app: Flask) -> None:
+    with app.app_context():
+        run("SELECT %(n)s + 1", n=1)
+        g.connection.info["after_hours_prepared"].clear()  # as if cut short between the statement and the note
+        assert read("SELECT %(n)s + 1", n=1) == [(2,)]
+
+
+def test_where_connections_are_shared_nothing_is_prepared(wire: Wire, make_app: Callable[..., Flask]) -> None:
+    with make_app(database_url=wire.url, database_prepare=False).app_context():
+        assert run("SELECT %(n)s + 1", n=1) == [(2,)]
+    assert wire.queries[-1].strip() == "SELECT 1 + 1"
+
+
+def test_a_session_goes_its_way_where_connections_are_shared(make_app: Callable[..., Flask], factory: Factory) -> None:
+    client, headers = make_app(database_prepare=False).test_client(), bearer(factory.member())
+    body = {"duration": 15, "latitude": 52.52, "longitude": 13.405, "deviceFingerprint": {"deviceId": "d"}}
+    for method, path, json, status in (
+        ("POST", "session/start", body, 201),
+        ("POST", "session/extend", {"additionalMinutes": 15}, 200),
+        ("GET", "session", None, 200),
+        ("GET", "nearby", None, 200),
+        ("GET", "nearby/count", None, 200),
+        ("POST", "session/end", None, 200),
+    ):
+        response = client.open(f"/api/after-hours/{path}", method=method, json=json, headers=headers)
+        assert response.status_code == status
+
+
+def test_a_timer_that_was_handed_over_is_not_taken_from_its_worker(redis: Redis) -> None:
+    pipeline = redis.pipeline()
+    arm_timer(pipeline, TIMER)
+    pipeline.execute()
+    Scheduler(redis, ()).tick()
+    disarm_timer(pipeline, TIMER.id)
+    pipeline.execute()
+    assert redis.exists(Job.key_for(TIMER.id))
+
+
+def test_a_disarmed_timer_leaves_nothing_behind(redis: Redis) -> None:
+    pipeline = redis.pipeline()
+    arm_timer(pipeline, TIMER._replace(at=int(time.time()) + 60))
+    disarm_timer(pipeline, TIMER.id)
+    pipeline.execute()
+    assert not redis.keys()
+
+
+def test_unreadable_jobs_stop_neither_scheduler_nor_worker(redis: Redis) -> None:
+    redis.hset("rq:job:garbage", mapping={"data": b"\x80garbage", "created_at": "yesterday"})
+    redis.set("rq:job:string", "not a hash")
+    redis.zadd(SCHEDULED, {"garbage": 0, "string": 0, "nothing": 0})
+    pipeline = redis.pipeline()
+    arm_timer(pipeline, TIMER)
+    pipeline.execute()
+    Scheduler(redis, ()).tick()
+    assert redis.zcard(SCHEDULED) == 0
+
+    redis.hset("rq:job:garbage", mapping={"data": b"\x80garbage", "created_at": "yesterday"})
+    redis.set("rq:job:string", "not a hash")
+    Job.create("afterhours_service.sessions.jobs.gone", connection=redis, id="gone", origin=TIMERS_QUEUE).save()
+    redis.lpush(f"rq:queue:{TIMERS_QUEUE}", "garbage", "string", "nothing", "gone")
+    for _ in range(4):  # each unreadable one ends a round, after which `run_worker` begins another
+        Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
+    assert not redis.exists(Job.key_for(TIMER.id))  # it was done
+    assert redis.llen(f"rq:queue:{TIMERS_QUEUE}") == 0
