@@ -57,7 +57,7 @@ def seed() -> None:
         ):
             db.session.execute(text(statement), row)
         db.session.commit()
-        if member.description:
+        if member.description and member.consent:
             _go_out(member, hue=360 * number // len(MEMBERS))
 
 
