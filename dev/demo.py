@@ -57,7 +57,7 @@ def seed() -> None:
         ):
             db.session.execute(text(statement), row)
         db.session.commit()
-        if member.description and member.consent:  # without consent no profile can be made
+        if member.description and member.consent:
             _go_out(member, hue=360 * number // len(MEMBERS))
 
 
@@ -67,11 +67,11 @@ def token(member_id: str, settings: Settings, seconds: int = TOKEN_SECONDS) -> s
 
 
 def _go_out(member: Member, hue: int) -> None:
-    """Give the member profile, preferences and photo, unless they are there."""
+    """Give the member profile, preferences and photo, unless they are there, or the member does not consent."""
     try:
         profiles.create(member.id, member.description)
         preferences.create(member.id, {})
-    except (errors.ProfileExists, errors.PreferencesExist):
+    except (errors.ProfileExists, errors.PreferencesExist, errors.ConsentRequired):
         return
     photo.upload(member.id, _portrait(hue))
 

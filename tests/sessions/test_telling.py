@@ -20,6 +20,7 @@ from afterhours_service import create_app
 from afterhours_service.config import Settings
 from afterhours_service.sessions import queries, service
 from afterhours_service.stores.database import db
+from afterhours_service.stores.redis import is_redis_away
 from tests.conftest import make_settings
 from tests.factories import Factory, scheduled
 from tests.outages import OwnValkey
@@ -346,6 +347,8 @@ class TestRedisThatIsFull:
             assert service.do_what_is_due() == (1, 0, False)
             assert expired(events) == []
             redis.replicaof("NO", "ONE")
+            while is_redis_away():
+                time.sleep(0.05)
             lease_is_over(factory)
             assert service.do_what_is_due() == (0, 0, True)
         assert expired(events) == [session]

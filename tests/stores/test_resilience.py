@@ -157,9 +157,9 @@ def test_a_disarmed_timer_leaves_nothing_behind(redis: Redis) -> None:
 
 
 def test_unreadable_jobs_stop_neither_scheduler_nor_worker(redis: Redis) -> None:
-    redis.hset("rq:job:garbage", mapping={"data": b"\x80garbage", "created_at": "yesterday"})
-    redis.set("rq:job:string", "not a hash")
-    redis.zadd(SCHEDULED, {"garbage": 0, "string": 0, "nothing": 0})
+    redis.hset("rq:job:session-timer-1", mapping={"data": b"\x80garbage", "created_at": "yesterday"})
+    redis.set("rq:job:session-timer-2", "not a hash")
+    redis.zadd(SCHEDULED, {"session-timer-1": 0, "session-timer-2": 0, "session-timer-3": 0})
     pipeline = redis.pipeline()
     arm_timer(pipeline, TIMER)
     pipeline.execute()
