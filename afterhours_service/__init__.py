@@ -14,6 +14,7 @@ from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
 from afterhours_service.monitoring import health, status
 from afterhours_service.stores import objects, redis
+from afterhours_service.stores.connection import give_back
 from afterhours_service.stores.database import (
     connect_args,
     db,
@@ -21,7 +22,6 @@ from afterhours_service.stores.database import (
     migrate,
     replace_closed_connections,
 )
-from afterhours_service.stores.statements import give_back
 from afterhours_service.telemetry import log, metrics
 from afterhours_service.web import errors, headers, limits, openapi, photo_links
 from afterhours_service.web.api import api

@@ -33,8 +33,9 @@ from afterhours_service.discovery import queries, rules
 from afterhours_service.places.blur import Point
 from afterhours_service.sessions import service as sessions
 from afterhours_service.sessions.models import AfterHoursSession
+from afterhours_service.stores.connection import cursor
 from afterhours_service.stores.database import db
-from afterhours_service.stores.statements import cursor, run
+from afterhours_service.stores.sql import run
 from dev.embedded import home, postgres, stop_on_signals, valkey
 
 CITY = 100_000  # at most so many of a size are in the city that is asked from

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from afterhours_service.discovery import rules
 from afterhours_service.places.blur import Point
-from afterhours_service.stores.statements import read, run
+from afterhours_service.stores.sql import read, run
 
 
 class Asker(NamedTuple):

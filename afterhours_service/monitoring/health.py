@@ -10,9 +10,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service.jobs.events import CHANNEL
 from afterhours_service.jobs.timers import SCHEDULED
+from afterhours_service.stores.connection import give_back
 from afterhours_service.stores.database import MIGRATIONS, db
 from afterhours_service.stores.redis import WRITE, current_redis, redis_failed, refusals
-from afterhours_service.stores.statements import give_back, read
+from afterhours_service.stores.sql import read
 from afterhours_service.web import errors
 from afterhours_service.web.schemas import Blueprint, envelope
 

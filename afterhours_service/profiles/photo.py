@@ -8,10 +8,10 @@ from uuid import uuid4
 
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.imaging import InvalidImage, process
+from afterhours_service.stores.connection import give_back
 from afterhours_service.stores.database import db
 from afterhours_service.stores.objects import StorageUnavailable, StoredObject, current_storage
 from afterhours_service.stores.redis import only_logged
-from afterhours_service.stores.statements import give_back
 from afterhours_service.telemetry.log import get_logger
 from afterhours_service.web import errors, gate
 

@@ -13,7 +13,8 @@ import psycopg2
 
 from afterhours_service.places.blur import Point
 from afterhours_service.sessions import rules
-from afterhours_service.stores.statements import cursor, execute, run
+from afterhours_service.stores.connection import cursor
+from afterhours_service.stores.sql import execute, run
 from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
 from afterhours_service.stores.database import Base, db
-from afterhours_service.stores.statements import read
+from afterhours_service.stores.sql import read
 
 Timestamp = TIMESTAMP(timezone=True)
 

@@ -6,7 +6,8 @@ import pytest
 from flask import Flask
 
 from afterhours_service.discovery import queries
-from afterhours_service.stores.statements import cursor, run
+from afterhours_service.stores.connection import cursor
+from afterhours_service.stores.sql import run
 from tests.discovery.conftest import Live
 from tests.factories import Factory
 

@@ -12,7 +12,8 @@ from afterhours_service.discovery import queries as discovery
 from afterhours_service.places.blur import Point
 from afterhours_service.rights import queries as members
 from afterhours_service.sessions import queries as sessions
-from afterhours_service.stores.statements import cursor, execute
+from afterhours_service.stores.connection import cursor
+from afterhours_service.stores.sql import execute
 from tests.discovery.conftest import go_live
 from tests.factories import PLACE, Factory, bearer
 from tests.rights.test_rights import many_sessions

@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 
 from afterhours_service.stores.database import db
-from afterhours_service.stores.statements import run
+from afterhours_service.stores.sql import run
 from tests.conftest import ROOT
 from tests.factories import SECRET, Factory, bearer
 

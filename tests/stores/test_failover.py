@@ -20,7 +20,7 @@ from afterhours_service.jobs.scheduler import Scheduler
 from afterhours_service.sessions import service
 from afterhours_service.stores.database import db
 from afterhours_service.stores.redis import is_away, is_redis_away
-from afterhours_service.stores.statements import run
+from afterhours_service.stores.sql import run
 from tests.factories import PLACE, Factory, bearer, scheduled
 from tests.outages import OwnValkey
 from tests.test_processes import Run, environment, eventually, has_ended

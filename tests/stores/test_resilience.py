@@ -15,8 +15,9 @@ from afterhours_service.jobs.jobs import TIMERS_QUEUE
 from afterhours_service.jobs.scheduler import Scheduler
 from afterhours_service.jobs.timers import SCHEDULED, Timer, arm_timer, disarm_timer
 from afterhours_service.jobs.worker import Worker
+from afterhours_service.stores.connection import cursor, give_back
 from afterhours_service.stores.database import db
-from afterhours_service.stores.statements import cursor, execute, give_back, read, run
+from afterhours_service.stores.sql import execute, read, run
 from tests.factories import Factory, bearer
 from tests.wire import Wire
 

@@ -1,0 +1,119 @@
+"""The connection of the request or job: each statement on it is a transaction of its own, but inside `transaction`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import psycopg2
+from flask import g
+from psycopg2.errors import DuplicatePreparedStatement, FeatureNotSupported, InvalidSqlStatementName
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from sqlalchemy import PoolProxiedConnection
+from sqlalchemy.exc import DBAPIError
+
+from afterhours_service.stores.database import READ_ONLY, db, is_lost
+
+# The server and the connection disagree about a prepared statement: another has its name, nobody does, or a column that
+# it returns has changed its type. A new connection starts afresh.
+_STALE = (DuplicatePreparedStatement, InvalidSqlStatementName, FeatureNotSupported)
+
+
+@contextmanager
+def transaction(isolation: str = "READ COMMITTED") -> Iterator[None]:
+    """Run the statements inside in one transaction: committed at the end, rolled back by an exception.
+
+    Inside another transaction it joins that one, so that use cases compose. Raises as `cursor` does.
+    """
+    if in_transaction():
+        yield
+        return
+    g.begin = f"BEGIN ISOLATION LEVEL {isolation};"
+    try:
+        yield
+        if not g.begin:
+            with cursor() as opened:
+                opened.execute("COMMIT")
+    finally:
+        del g.begin
+        if "connection" in g:
+            _close_transaction(_driver())
+
+
+def in_transaction() -> bool:
+    """Tell whether a transaction is open."""
+    return "begin" in g
+
+
+def take_begin() -> str:
+    """Return what begins the transaction, for its first statement's round trip; after that, or outside one, nothing."""
+    begin: str = g.get("begin", "")
+    if begin:
+        g.begin = ""
+    return begin
+
+
+@contextmanager
+def cursor() -> Iterator[psycopg2.extensions.cursor]:
+    """Yield a cursor of the driver's on the connection, which stays with the request or job until `give_back`.
+
+    A transaction that a statement leaves open outside `transaction` is rolled back. Raises DBAPIError, and TimeoutError
+    when the pool has no connection left.
+    """
+    driver: psycopg2.extensions.connection | None = None
+    try:
+        driver = _driver()
+        try:
+            with driver.cursor() as opened:
+                yield opened
+        except psycopg2.Error as error:
+            dialect: Any = db.engine.dialect
+            # psycopg2 does not always notice that a connection is lost.
+            if isinstance(error, _STALE) or is_lost(error) or dialect.is_disconnect(error, driver, None):
+                driver.close()
+            if error.pgcode == READ_ONLY:
+                db.engine.dispose()  # the pool's other connections are to the same server
+            raise
+        finally:
+            if not in_transaction():
+                _close_transaction(driver)
+    except psycopg2.Error as error:
+        lost = driver is not None and driver.closed != 0
+        raise DBAPIError.instance(
+            None, None, error, psycopg2.Error, hide_parameters=True, connection_invalidated=lost
+        ) from error
+
+
+def give_back(_error: BaseException | None = None) -> None:
+    """Return the connection to the pool, if the request or job took one."""
+    connection: PoolProxiedConnection | None = g.get("connection")
+    if connection is None:
+        return
+    driver = cast("psycopg2.extensions.connection", connection.dbapi_connection)
+    del g.connection
+    try:
+        if not driver.closed:
+            driver.autocommit = False
+    except psycopg2.Error:  # it is in the middle of something
+        driver.close()
+    if driver.closed:
+        connection.invalidate()
+    else:
+        connection.close()
+
+
+def _driver() -> psycopg2.extensions.connection:
+    if "connection" not in g:
+        g.connection = db.engine.raw_connection()
+        g.connection.dbapi_connection.autocommit = True
+    return cast("psycopg2.extensions.connection", g.connection.dbapi_connection)
+
+
+def _close_transaction(driver: psycopg2.extensions.connection) -> None:
+    try:
+        if driver.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+            with driver.cursor() as opened:
+                opened.execute("ROLLBACK")
+    except psycopg2.Error:
+        driver.close()
+    if driver.closed:
+        give_back()  # the next statement gets another
