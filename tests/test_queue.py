@@ -150,7 +150,6 @@ BROKEN = {
     "arming again": "afterhours_service.sessions.deadlines._arm_all",
     "releasing": "afterhours_service.sessions.deadlines._seconds",
     "publishing": "afterhours_service.events.publish",
-    "publishing many": "afterhours_service.events.publish_all",
     "counting": "afterhours_service.metrics.SESSIONS_STARTED.inc",
     "counting extensions": "afterhours_service.metrics.SESSIONS_EXTENDED.inc",
     "counting ends": "afterhours_service.metrics.SESSIONS_ENDED.labels",
