@@ -31,8 +31,7 @@ def upload(member_id: str, data: bytes) -> str:
     """Store a photo and its thumbnail, name them in the profile, and return the photo's key.
 
     Raises ProfileNotFound, FileTooLarge, InvalidImage, PhotoNotAllowed or StorageUnavailable, or as `gate.hold`; then
-    nothing is left
-    behind.
+    nothing is left behind.
     """
     if len(data) > MAX_BYTES:
         raise errors.FileTooLarge

@@ -79,8 +79,8 @@ class Untold(NamedTuple):
 class Started(NamedTuple):
     """What a start did.
 
-    ran_out: the member's session that had run out, and was ended with the start. before: the latest one that had, if
-    others ended it; its expiry may be yet to be published. session: None when the start was refused.
+    ran_out: the member's session that had run out, and was ended with the start. before: the latest one, if others
+    ended it; its end may be yet to be published. session: None when the start was refused.
     """
 
     ran_out: Session | None
@@ -140,7 +140,7 @@ _PREPARE_START = f"""
 # In one statement: a session that ran out is ended, lest it block the new one; the new one is inserted, its expiry
 # rounded up to a whole second, so that it is never shorter than its member chose.
 # The count lets the insert wait for the update. Of a session that another ends at this moment the statement still sees
-# that it had run out.
+# that it has no end; one that had run out ended at its expiry.
 _START = f"""
     WITH ran_out AS (
         UPDATE after_hours_sessions SET ended_at = expires_at
@@ -168,11 +168,12 @@ _START = f"""
         RETURNING {COLUMNS}
     )
     SELECT 'ran_out', * FROM ran_out UNION ALL SELECT 'session', * FROM started UNION ALL
-    SELECT 'before', id, user_id, started_at, expires_at, expires_at, clock_timestamp() FROM (
+    SELECT 'before', id, user_id, started_at, expires_at,
+        coalesce(ended_at, CASE WHEN expires_at <= clock_timestamp() THEN expires_at END), clock_timestamp()
+    FROM (
         SELECT * FROM after_hours_sessions WHERE user_id = %(member_id)s ORDER BY started_at DESC LIMIT 1
     ) AS latest
-    WHERE expires_at <= clock_timestamp() AND coalesce(ended_at, expires_at) = expires_at
-        AND NOT EXISTS (SELECT FROM ran_out)
+    WHERE EXISTS (SELECT FROM started) AND NOT EXISTS (SELECT FROM ran_out)
 """
 
 # With the commit in one round trip. The savepoint tells whether it was the fingerprint that failed.

@@ -1,6 +1,6 @@
 """The use cases of a session. Each is one transaction; timers and events follow its commit."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import timedelta
@@ -10,7 +10,6 @@ from flask import current_app
 from flask.ctx import AppContext
 from psycopg2.errors import ForeignKeyViolation
 from psycopg2.extensions import TransactionRollbackError
-from redis.client import Pipeline
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -34,7 +33,7 @@ Device = Mapping[str, str | None]
 BATCH = 1000  # sessions a transaction ends or warns
 LEASE = timedelta(seconds=10)  # who ended a session and hasn't told of it by then is taken for dead
 TRIES = 5
-REMEMBERED = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # an expiry that was published by then is known to be
+REMEMBERED = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # an end that was published by then is known to be
 
 
 class Overdue(NamedTuple):
@@ -88,10 +87,9 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
         metrics.SESSIONS_STARTED.inc()
         if start.ran_out:
             _count_ends("timeout", start.ran_out)
-        _publish_expiries(trip, _ran_out_lately(start))  # before the new session's event; whoever is late, does not
         deadlines.arm(trip, started.expires_at)
         payload = {"expiresAt": started.expires_at, "durationMinutes": minutes}
-        events.publish(trip, "session_started", member_id, sessionId=str(started.id), **payload)
+        events.publish(trip, *_end_before(start), _event("session_started", started, **payload))
     return started
 
 
@@ -125,7 +123,7 @@ def extend(member_id: str, minutes: int, key: str | None = None) -> Extension:
         metrics.SESSIONS_EXTENDED.inc()
         deadlines.arm(trip, session.expires_at)
         payload = {"expiresAt": session.expires_at, "extendedByMinutes": minutes}
-        events.publish_change(trip, "session_extended", _event(session, **payload))
+        events.publish(trip, _event("session_extended", session, **payload))
     deadlines.release(extension.before, extension.needed)
     return extension
 
@@ -154,7 +152,7 @@ def announce_end(
     _count_ends(reason if untold_id is None else "timeout", session)
     if untold_id is None:
         with after_commit() as trip:
-            events.publish_change(trip, "session_ended", _event(session, endedAt=session.ended_at, reason=reason))
+            events.publish(trip, _ended(session, reason))
     else:
         _tell(Untold([untold_id], [session]))
     deadlines.release(session.expires_at, needed)
@@ -199,19 +197,32 @@ def list_active(limit: int) -> list[Session]:
     return queries.list_active(limit)
 
 
-def _event(session: Session, **payload: Any) -> Event:
-    return Event(session.user_id, str(session.id), session.now, payload)
+def _event(kind: str, session: Session, **payload: Any) -> Event:
+    return Event(kind, session.user_id, str(session.id), session.now, payload)
 
 
-def _ran_out_lately(start: Started) -> list[Session]:
-    """Return the session whose expiry may not be published yet, though Redis would know if it were."""
+def _expired(session: Session) -> Event:
+    return _event("session_expired", session, reason="timeout")
+
+
+def _ended(session: Session, reason: str) -> Event:
+    return _event("session_ended", session, endedAt=session.ended_at, reason=reason)
+
+
+def _end_before(start: Started) -> list[Event]:
+    """Return the end of the session before, which may not be published yet; whoever is late then does not publish it.
+
+    An end by hand is published by the request it came with, or never; an expiry is made good, however late.
+    """
     if start.ran_out:
-        return [start.ran_out]
-    return [start.before] if start.before and start.before.now - start.before.expires_at < REMEMBERED else []
-
-
-def _publish_expiries(trip: Pipeline, sessions: Iterable[Session]) -> None:
-    events.publish_once(trip, "session_expired", [_event(session, reason="timeout") for session in sessions])
+        return [_expired(start.ran_out)]
+    if start.before is None:
+        return []
+    ended_at = start.before.ended_at or start.before.now  # None: at this moment, by another
+    if ended_at < start.before.expires_at:
+        ended = start.before._replace(ended_at=ended_at)
+        return [_ended(ended, "user")] if start.before.now - ended_at < LEASE else []
+    return [_expired(start.before)] if start.before.now - start.before.expires_at < REMEMBERED else []
 
 
 def _count_ends(reason: str, *ended: Session) -> None:
@@ -254,7 +265,7 @@ def _tell(untold: Untold) -> bool:
     if not untold.ids:
         return True
     trip = current_redis().pipeline(transaction=False)
-    _publish_expiries(trip, untold.sessions)
+    events.publish(trip, *map(_expired, untold.sessions))
     if not send(trip):
         return False
     try:
@@ -273,9 +284,10 @@ def _warn_due() -> int:
         warnings = []
         for session in warned:
             minutes = rules.remaining_minutes(session.expires_at, session.now, minute_seconds)
-            warnings.append(_event(session, expiresAt=session.expires_at, minutesRemaining=minutes))
+            payload = {"expiresAt": session.expires_at, "minutesRemaining": minutes}
+            warnings.append(_event("session_expiring", session, **payload))
         with after_commit() as trip:
-            events.publish_unless_changed(trip, "session_expiring", warnings)  # extended or ended since the commit
+            events.publish(trip, *warnings)
         total += len(warned)
         if len(warned) < BATCH:
             return total

@@ -145,7 +145,6 @@ BROKEN = {
     "arming again": "afterhours_service.sessions.deadlines._arm_all",
     "releasing": "afterhours_service.sessions.deadlines._seconds",
     "publishing": "afterhours_service.jobs.events.publish",
-    "publishing many": "afterhours_service.jobs.events.publish_once",
     "counting": "afterhours_service.telemetry.metrics.SESSIONS_STARTED.inc",
     "counting extensions": "afterhours_service.telemetry.metrics.SESSIONS_EXTENDED.inc",
     "counting ends": "afterhours_service.telemetry.metrics.SESSIONS_ENDED.labels",
