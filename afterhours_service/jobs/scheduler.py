@@ -57,7 +57,7 @@ class Periodic(NamedTuple):
 
 
 def warn_of_neighbours(redis: Redis, database_url: str) -> None:
-    """Log a warning for whoever else uses this Redis database, as far as can be seen; never raises for Redis."""
+    """Log a warning for whoever else uses this Redis database, as far as can be seen; never raises."""
     try:
         if redis.exists(RqScheduler.scheduler_lock_key) or _some(
             redis.scan_iter(f"{RqScheduler.redis_scheduler_namespace_prefix}*", count=10_000)
@@ -71,7 +71,7 @@ def warn_of_neighbours(redis: Redis, database_url: str) -> None:
         ours = hashlib.sha256(place.encode()).hexdigest()[:16].encode()
         if redis.getset(ENVIRONMENT, ours) not in {None, ours}:
             logger.warning("another After Hours, with another DATABASE_URL, used this Redis database before")
-    except RedisError as error:
+    except Exception as error:  # noqa: BLE001 - what others keep there may be anything
         logger.info("cannot see who else uses Redis", error=type(error).__name__)
 
 

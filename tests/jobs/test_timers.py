@@ -523,3 +523,11 @@ def test_cron_lines_mean_utc_whatever_the_zone_of_the_host(redis: Redis, redis_u
     moment = datetime.fromtimestamp(scheduled(redis)["after-hours-cleanup"], UTC)
     assert (moment.hour, moment.minute, moment.second) == (4, 0, 0)
     assert 0 < (moment - datetime.now(UTC)).total_seconds() <= 24 * HOUR
+
+
+def test_what_others_keep_in_redis_stops_no_process(redis: Redis) -> None:
+    """A worker of another RQ may write its hash in another way."""
+    key = "rq:worker:another"
+    redis.sadd("rq:workers", key)
+    redis.hset(key, mapping={"birth": "when", "last_heartbeat": "whenever", "queues": b"\xff"})
+    warn_of_neighbours(redis, DATABASE)

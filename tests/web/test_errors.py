@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -300,3 +301,35 @@ def test_no_coordinate_is_told_whatever_happens(
         assert not [text for text in [*bodies, *told()] if secret in text]
     if trouble != "none":
         assert not [text for text in bodies[:2] if "INSERT" in text or "psycopg" in text or "Traceback" in text]
+
+
+@pytest.mark.parametrize("path", ["session/start", "session/extend", "profile", "preferences", "consent"])
+def test_a_body_that_cannot_be_read_is_the_clients_fault(app: Flask, factory: Factory, path: str) -> None:
+    app.testing = False  # what nobody caught is a 500
+    body = Mock()
+    body.read.side_effect = Exception("invalid chunk size")  # as gunicorn does
+    answer = app.test_client().open(
+        f"/api/after-hours/{path}",
+        method="PUT" if path == "consent" else "POST",
+        headers={**bearer(factory.member()), "Content-Type": "application/json", "Transfer-Encoding": "chunked"},
+        environ_overrides={"wsgi.input": body, "wsgi.input_terminated": True},
+    )
+    assert answer.status_code == 400
+    assert body.read.called
+
+
+def test_neither_is_a_photo_that_cannot_be_read_ours(app: Flask, factory: Factory) -> None:
+    app.testing = False
+    body = Mock()
+    body.read.side_effect = Exception("invalid chunk size")
+    answer = app.test_client().post(
+        "/api/after-hours/profile/photo",
+        headers={
+            **bearer(factory.member()),
+            "Content-Type": "multipart/form-data; boundary=x",
+            "Transfer-Encoding": "chunked",
+        },
+        environ_overrides={"wsgi.input": body, "wsgi.input_terminated": True},
+    )
+    assert answer.status_code == 400
+    assert body.read.called
