@@ -5,6 +5,7 @@ at the end the rows must agree with one another and with the answers. tests/sess
 """
 
 import argparse
+import contextlib
 import io
 import os
 import random
@@ -225,6 +226,12 @@ def _leave(turn: _Turn) -> Sent:
     return 200, ""
 
 
+def _clean_up() -> None:
+    """Do as the nightly cleanup does; another one may be at work."""
+    with contextlib.suppress(cleanup.Busy):
+        cleanup.run()
+
+
 def _work(what: Callable[[], Any]) -> Callable[[_Turn], Sent]:
     def do(turn: _Turn) -> Sent:
         with turn.storm.app.app_context():
@@ -268,7 +275,7 @@ ROUTES: dict[str, tuple[int, Callable[[_Turn], Sent]]] = {
     "(age)": (2, _age),
     "(host deletes)": (1, _leave),
     "(timer)": (2, _work(sessions.do_what_is_due)),
-    "(cleanup)": (1, _work(cleanup.run)),
+    "(cleanup)": (1, _work(_clean_up)),
 }
 
 
