@@ -8,48 +8,49 @@ MINUTE ?= 60
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-install: .venv/installed ## make .venv, with everything for running and testing
+install: .venv/installed ## create .venv, with everything for running and testing
 
 .venv/installed: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	@test ! -L .venv || { echo '.venv is a link: remove it first, or what it leads to would be cleared' >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt
 	@touch $@
 
-run: install ## start everything, with demo members; MINUTE=1 makes a minute last a second
+run: install ## start everything, with demo members (MINUTE=1: a minute lasts a second)
 	@exec $(BIN)/python -m dev.run --minute-seconds $(MINUTE)
 
 test: install ## run the tests, in parallel, on embedded servers
 	$(BIN)/python -m pytest -n auto --dist loadgroup -q
 
-chaos: install ## break every part under load, and count broken promises (ten minutes); ONLY='Redis paused'
+chaos: install ## break every part under load, and count broken promises (ten minutes; ONLY='Redis paused' runs one fault)
 	$(BIN)/python -m benchmarks.chaos $(if $(ONLY),--only '$(ONLY)')
 
-check: install lint test ## everything that CI runs
+check: install lint test ## run everything that CI runs
 
-privacy: install ## attack the location blur, and print what an adversary learns (minutes)
+privacy: install ## attack the location blur, and print what an adversary learns (a few minutes)
 	$(BIN)/python -m benchmarks.privacy
 
-lint: install ## format, lint, types, import contracts
+lint: install ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: install ## format, and mend what ruff can
+format: install ## format, and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure speed, cost and punctuality into docs/performance.md (40 minutes; wrk and node needed)
+bench: install ## measure speed, CPU and punctuality, and write docs/measurements/performance.md (40 minutes; needs wrk and node)
 	$(BIN)/python -m benchmarks.load
 
-bench-quick: install ## compare the revision REV with HEAD (2 minutes; wrk needed)
+bench-quick: install ## compare the revision REV with HEAD (2 minutes; needs wrk)
 	$(BIN)/python -m benchmarks.load.quick $(REV)
 
-openapi: install ## write docs/openapi.json out of the code
+openapi: install ## write docs/openapi.json from the code
 	$(BIN)/python -m dev.openapi
 
-schema: install ## write docs/schema.sql out of the migrations
+schema: install ## write docs/schema.sql from the migrations
 	$(BIN)/python -m dev.schema
 
 audit: install ## ask PyPI whether a pinned dependency has a known vulnerability
@@ -59,5 +60,5 @@ lock: ## pin the ranges of setup.cfg to exact versions, with hashes
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra heic setup.cfg -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra heic --extra embedded --extra dev -c requirements.txt setup.cfg -o requirements-dev.txt
 
-clean: ## forget the demo's state and the virtual environment
+clean: ## delete the demo's data and the virtual environment
 	rm -rf .state .venv

@@ -1,13 +1,13 @@
--- What the role of the running service may do, and no more. Run after each migration, by the role that migrated, with its
--- search_path; it can be run again. The role itself is made once: CREATE ROLE after_hours LOGIN PASSWORD '…'.
--- `db downgrade base` takes it back.
+-- Everything the running service's role may do. Run it after each migration, as the role that migrated, with its
+-- search_path; it is safe to run again. Create the role itself once: CREATE ROLE after_hours LOGIN PASSWORD '…'.
+-- `db downgrade base` revokes it.
 GRANT SELECT, INSERT, UPDATE, DELETE
     ON after_hours_sessions, after_hours_untold, after_hours_profiles, after_hours_preferences, after_hours_declines,
         device_fingerprints
     TO after_hours;
 GRANT SELECT ON after_hours_alembic_version TO after_hours;
 
--- Of the host's tables it reads what it shows and decides by; a member's consent alone is also its to write.
+-- Of the host's tables it reads what it shows or decides by, and writes only a member's consent.
 GRANT SELECT (id, id_verified, after_hours_consent, after_hours_consent_at) ON users TO after_hours;
 GRANT UPDATE (after_hours_consent, after_hours_consent_at) ON users TO after_hours;
 GRANT SELECT (user_id, name, age, gender, sexual_preference) ON profiles TO after_hours;

@@ -36,7 +36,7 @@ def main() -> None:
     STATE.mkdir(exist_ok=True)
     stop_on_signals()
     if _is_taken(options.port):
-        raise SystemExit(f"port {options.port} is taken; choose another: PORT=8001 make run")
+        raise SystemExit(f"Port {options.port} is in use. Choose another: PORT=8001 make run")
     with contextlib.suppress(KeyboardInterrupt), _servers() as urls:
         os.environ |= urls | {"AFTER_HOURS_MINUTE_SECONDS": options.minute_seconds}
         for name in ("JWT_SECRET", "LOCATION_SECRET"):
@@ -48,13 +48,13 @@ def main() -> None:
         except SettingsError as error:
             raise SystemExit(str(error)) from error
         if settings.jwt_algorithm != "HS256":
-            raise SystemExit("the demo members' tokens need JWT_SECRET: unset JWT_PUBLIC_KEY")
+            raise SystemExit("The demo members' tokens need JWT_SECRET. Unset JWT_PUBLIC_KEY.")
         with create_app(settings).app_context():
             upgrade()
             demo.seed()
         with _processes(options.port) as processes:
             _wait_for_api(options.port, processes)
-            _tell(options.port, settings)
+            _print_instructions(options.port, settings)
             _watch(processes)
 
 
@@ -70,7 +70,7 @@ def _servers() -> Iterator[dict[str, str]]:
 
 
 def _secret(name: str) -> str:
-    """Return a secret of this checkout, made at the first time, so that tokens outlive a restart."""
+    """Return this checkout's secret of that name, created at first use, so that tokens survive a restart."""
     path = STATE / name
     if not path.exists():
         path.touch(mode=0o600)
@@ -104,7 +104,7 @@ def _processes(port: int) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             with contextlib.suppress(OSError):  # the terminal may be gone
-                print("\nstopping …", flush=True)
+                print("\nStopping …", flush=True)
             for process in processes.values():
                 process.terminate()
             for process in processes.values():
@@ -122,7 +122,7 @@ def _wait_for_api(port: int, processes: dict[str, subprocess.Popen[bytes]]) -> N
         with contextlib.suppress(URLError, OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
             return
         time.sleep(0.05)
-    raise SystemExit(f"the API did not start, see {STATE / 'service.log'}")
+    raise SystemExit(f"The API did not start. See {STATE / 'service.log'}")
 
 
 def _watch(processes: dict[str, subprocess.Popen[bytes]]) -> None:
@@ -134,7 +134,7 @@ def _watch(processes: dict[str, subprocess.Popen[bytes]]) -> None:
 def _check(processes: dict[str, subprocess.Popen[bytes]]) -> None:
     for name, process in processes.items():
         if process.poll() is not None:
-            raise SystemExit(f"{name} stopped with {process.returncode}, see {STATE / 'service.log'}")
+            raise SystemExit(f"The process {name} exited with {process.returncode}. See {STATE / 'service.log'}")
 
 
 def _is_taken(port: int) -> bool:
@@ -147,17 +147,17 @@ def _is_taken(port: int) -> bool:
     return False
 
 
-def _tell(port: int, settings: Settings) -> None:
+def _print_instructions(port: int, settings: Settings) -> None:
     api = f"http://127.0.0.1:{port}/api/after-hours"
     seconds = 15 * settings.minute_seconds
-    print(f"After Hours is at {api}; a session of 15 minutes lasts {seconds} s.")
-    print(f"Read and try it at http://127.0.0.1:{port}/docs.\n")
-    print("A token per demo member, and what `session/start` answers them:\n")
+    print(f"After Hours is running at {api}. A session of 15 minutes lasts {seconds} seconds.")
+    print(f"Read and try the API at http://127.0.0.1:{port}/docs.\n")
+    print("Each demo member's token, and what `session/start` answers:\n")
     for member in demo.MEMBERS:
         variable = member.name.upper()
         print(f"# {member.name}: {member.answer}\n{variable}={demo.token(member.id, settings)}\n")
     print(
-        f"""Paste the tokens into another terminal. Nia has no After Hours profile yet; make one, then go live:
+        f"""Paste the tokens into another terminal. Nia has no After Hours profile yet. Create one, then go live:
 
 curl -s {api}/profile -H "Authorization: Bearer $NIA" -H 'Content-Type: application/json' \\
   -d '{{"description": "New here"}}'
@@ -165,7 +165,7 @@ curl -s {api}/session/start -H "Authorization: Bearer $NIA" -H 'Content-Type: ap
   -d '{{"duration": 15, "latitude": 52.52, "longitude": 13.405}}'
 curl -s {api}/session -H "Authorization: Bearer $NIA"
 
-Logs: {STATE / "service.log"}. Ctrl-C stops everything.""",
+Logs: {STATE / "service.log"}. Press Ctrl-C to stop.""",
         flush=True,
     )
 

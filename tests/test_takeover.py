@@ -1,4 +1,4 @@
-"""Taking over from the Node service while members are live, and the way back: the steps of docs/operations.md.
+"""Taking over from the Node service while members are live, and the way back: the steps of docs/taking-over.md.
 
 Each side has the role that the page gives it: the Node service owns the database and migrates it, ours has
 deploy/grants.sql and nothing else.
@@ -35,7 +35,7 @@ NODE_SCHEMA = (ROOT / "tests/host_schema.sql").read_text()
 HOST_SCHEMA = NODE_SCHEMA.partition("\n\n")[0]
 GRANTS = (ROOT / "deploy/grants.sql").read_text()
 BRIDGE = (ROOT / "deploy/consent_bridge.sql").read_text()
-PAGE = (ROOT / "docs/operations.md").read_text()
+PAGE = (ROOT / "docs/taking-over.md").read_text()
 PASSWORD = "only-for-this-server"
 
 

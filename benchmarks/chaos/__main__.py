@@ -19,7 +19,7 @@ LIMIT_SECONDS = 520.0  # after so long no new fault is begun: all is over within
 DRAIN_SECONDS = 75.0
 HEAD = (
     "| fault | operations | errors seen by clients | violations | expiries | doubled | unheard "
-    "| start, p99 ms | expiry told, p99 s | recovery, s |"
+    "| start, p99 ms | expiry published, p99 s | recovery, s |"
 )
 
 _ROWS = """

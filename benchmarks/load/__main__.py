@@ -1,4 +1,4 @@
-"""`make bench`: measure everything, and write it into docs/performance.md."""
+"""`make bench`: measure everything, and write it into docs/measurements/performance.md."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ from benchmarks.load.table import table, write_between
 from benchmarks.load.yardstick import express
 from dev.embedded import stop_on_signals
 
-PAGE = ROOT / "docs/performance.md"
+PAGE = ROOT / "docs/measurements/performance.md"
 BEGIN, END = "<!-- measured by make bench -->", "<!-- end of what was measured -->"
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Run once by PostgreSQL's image, when its volume is empty. Makes two roles that are no superusers: the owner, who
-# migrates and grants, and the one that the service runs as, which may do what deploy/grants.sql says and nothing else.
+# Run once by PostgreSQL's image, when its volume is empty. Creates two roles without superuser rights: the owner, who
+# migrates and grants, and the service's, which may do only what deploy/grants.sql says.
 set -e
 psql --no-psqlrc --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" <<'SQL'
 \getenv owner_password OWNER_PASSWORD

@@ -314,8 +314,8 @@ def test_a_bucket_that_no_client_could_reach_is_refused(monkeypatch: pytest.Monk
     assert problems(monkeypatch, **NEEDED, **{**BUCKET, name: value}) == {name}
 
 
-def test_every_setting_of_the_readme_is_known_here() -> None:
-    table = Path("README.md").read_text().partition("## Settings")[2].partition("\n## ")[0]
+def test_every_setting_of_the_docs_is_known_here() -> None:
+    table = Path("docs/settings.md").read_text()
     documented = {
         name for row in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE) for name in re.findall("`(.*?)`", row)
     }
