@@ -3,6 +3,7 @@
 import os
 import time
 import weakref
+from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -23,8 +24,7 @@ from afterhours_service.stores.database import (
     replace_closed_connections,
 )
 from afterhours_service.telemetry import log, metrics
-from afterhours_service.web import errors, headers, limits, openapi, photo_links
-from afterhours_service.web.api import api
+from afterhours_service.web import docs_page, errors, headers, limits, openapi, photo_links
 
 logger = log.get_logger(__name__)
 
@@ -40,9 +40,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     log.configure(settings.log_level)
     app = Flask(__name__, static_folder=None)
     app.config.update(
-        API_TITLE="After Hours",
-        API_VERSION="1",
-        OPENAPI_VERSION="3.1.0",
         MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS={
@@ -78,11 +75,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     headers.init_app(app, settings)
     limits.init_app(app, settings)  # asks before each request, in the order of registration
     objects.init_app(app, settings, photo_links.PATH)
-    if settings.api_docs:
-        openapi.init_app(app)
-        app.register_blueprint(openapi.page)
-    for described in (after_hours, health.blueprint):
-        (api if settings.api_docs else app).register_blueprint(described)  # to describe it takes longer than the rest
+    described: Any = app
+    if settings.api_docs:  # to describe the API takes longer than the rest
+        described = openapi.init_app(app)
+        app.register_blueprint(docs_page.blueprint)
+    described.register_blueprint(after_hours)
+    described.register_blueprint(health.blueprint)
     app.register_blueprint(photo_links.blueprint)
     app.register_blueprint(status.blueprint)
     app.cli.add_command(commands)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
 import marshmallow as ma
 from flask import Request
@@ -17,6 +17,12 @@ from afterhours_service.web.errors import AppError, ValidationFailed
 _NUMERAL = re.compile(r"(-?[0-9]{1,18})(?:\.0{1,18})?")
 
 View = TypeVar("View", bound=Callable[..., Any])
+
+
+def camel_case(name: str) -> str:
+    """Return a snake_case name in camelCase."""
+    first, *rest = name.split("_")
+    return first + "".join(word.title() for word in rest)
 
 
 class StrictParser(FlaskParser):
@@ -63,9 +69,18 @@ class Blueprint(SmorestBlueprint):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.failures_of = failures_of
 
+    def add_url_rule(self, *args: Any, tags: list[str] | None = None, **options: Any) -> None:
+        """Add a route, tagged with this blueprint's name, even inside another blueprint."""
+        super().add_url_rule(*args, tags=tags or [self.name], **options)
+
     def arguments(self, schema: type[ma.Schema], **kwargs: Any) -> Callable[[View], View]:
         """Read the arguments of a route by a schema, which is made once: to make one takes as long as to use it."""
         decorate: Callable[[View], View] = super().arguments(schema(), **kwargs)
+        return decorate
+
+    def response(self, *args: Any, **kwargs: Any) -> Callable[[View], View]:
+        """Dump the answer of a route by a schema."""
+        decorate: Callable[[View], View] = super().response(*args, headers={"X-Request-ID": "X-Request-ID"}, **kwargs)
         return decorate
 
     @staticmethod
@@ -89,13 +104,23 @@ class CamelCaseSchema(ma.Schema):
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         """Name the field as clients do."""
-        first, *rest = field_name.split("_")
-        field_obj.data_key = field_obj.data_key or first + "".join(word.title() for word in rest)
+        field_obj.data_key = field_obj.data_key or camel_case(field_name)
 
 
 def envelope(name: str, **parts: fields.Field[Any]) -> type[ma.Schema]:
-    """Return the schema of a success, `{"success": true, …parts}`, by its name in the API's documentation."""
-    return CamelCaseSchema.from_dict({"success": fields.Constant(True), **parts}, name=name)
+    """Return the schema of a success, `{"success": true, …parts}`, by its name in the API's description."""
+    parts = {"success": fields.Constant(True), **parts}
+    _require(parts)
+    return CamelCaseSchema.from_dict(parts, name=name)
+
+
+def _require(parts: Mapping[str, fields.Field[Any]]) -> None:
+    """Mark the fields of an answer as required, nested ones too: none is ever left out."""
+    for part in parts.values():
+        part.required = True
+        inner = part.inner if isinstance(part, fields.List) else part
+        if isinstance(inner, fields.Nested):
+            _require(cast("type[ma.Schema]", inner.nested)._declared_fields)  # noqa: SLF001 - an instance has copies
 
 
 class StrictFloat(fields.Float):
