@@ -112,9 +112,10 @@ class _Operations(BasePlugin):
 def _responses(failures: Collection[type[AppError]]) -> dict[int, Any]:
     """Return the failures by status. apispec makes references of the components' names."""
     by_status: dict[int, list[type[AppError]]] = {}
-    for error in (CATALOGUE[code] for code in CATALOGUE if code in {error.code for error in failures}):
+    order = list(CATALOGUE)
+    for error in sorted(failures, key=lambda error: order.index(error.code)):
         by_status.setdefault(int(error.status), []).append(error)
-    return {status: _response(errors_) for status, errors_ in by_status.items()}
+    return {status: _response(group) for status, group in by_status.items()}
 
 
 def _response(failures: list[type[AppError]]) -> dict[str, Any]:
