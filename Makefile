@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos check privacy bench bench-quick openapi schema audit lint format lock clean
+.PHONY: help install run test chaos check privacy bench bench-quick openapi schema settings audit lint format lock clean
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -52,6 +52,9 @@ openapi: install ## write docs/openapi.json from the code
 
 schema: install ## write docs/schema.sql from the migrations
 	$(BIN)/python -m dev.schema
+
+settings: install ## write docs/settings.md out of the declarations
+	$(BIN)/python -m dev.settings
 
 audit: install ## ask PyPI whether a pinned dependency has a known vulnerability
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt

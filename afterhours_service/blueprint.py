@@ -1,4 +1,4 @@
-"""The after-hours blueprint: its prefix, the gate and the limits before every route, and the features' routes."""
+"""The after-hours blueprint: its prefix, the features' routes, and the limits and the gate before each of them."""
 
 from flask import request
 
@@ -10,8 +10,8 @@ from afterhours_service.sessions.routes import blueprint as sessions
 from afterhours_service.web import errors, gate, limits
 from afterhours_service.web.schemas import Blueprint
 
-# Leaving needs the token alone, premium or not, and is never limited by what was asked before: each of these routes has
-# a limit of its own. Every other route passes the gate, and shares the member's limit.
+# Routes for leaving: a valid token is enough, and each has a rate limit of its own, which other requests cannot use
+# up. All other routes are behind the gate and share one limit per member.
 LEAVING = {
     "after_hours.sessions.end_session": "120 per minute",
     "after_hours.profile.delete_photo": "120 per minute",
@@ -23,7 +23,7 @@ LEAVING = {
 
 
 def failures_of(endpoint: str) -> tuple[type[errors.AppError], ...]:
-    """Return what a route may answer before it is asked."""
+    """Return the failures that a route may answer before its view is called."""
     checks = gate.TOKEN_FAILURES if endpoint in LEAVING else gate.FAILURES
     return (*checks, errors.RateLimited, errors.ServiceUnavailable)
 
@@ -39,7 +39,7 @@ limits.apply_to(after_hours, own=LEAVING)
 
 @after_hours.before_request
 def check() -> None:
-    """Let whoever is leaving pass with a good token; anyone else must pass the gate."""
+    """Authenticate requests for leaving; send all others through the gate."""
     if request.endpoint in LEAVING:
         gate.authenticate()
     else:

@@ -14,7 +14,7 @@ from afterhours_service.rights.cli import members
 from afterhours_service.sessions.cli import reconcile, sessions, timers
 from afterhours_service.web import gate
 
-after_hours = console.Commands("after-hours", help="Look after the sessions.")
+after_hours = console.Commands("after-hours", help="Operate the service.")
 for _command in (cleanup, members, reconcile, sessions, timers):
     after_hours.add_command(_command)
 
@@ -22,7 +22,7 @@ for _command in (cleanup, members, reconcile, sessions, timers):
 @after_hours.command("status")
 @console.as_json
 def status(as_json: bool) -> None:
-    """Show on one screen how the service is."""
+    """Show the state of the service on one screen."""
     now = look_at_everything()
     if as_json:
         console.write_json(asdict(now) | {"sessions": now.sessions and now.sessions._asdict()})
@@ -44,7 +44,7 @@ def status(as_json: bool) -> None:
             **{f"waiting in {queue}": jobs for queue, jobs in now.queues.items()},
             "timers armed": now.timers,
             "active sessions": census and census.active,
-            "overdue sessions": census and f"{census.overdue} (the oldest for {census.overdue_seconds:.0f} s)",
+            "overdue sessions": census and f"{census.overdue} (oldest: {census.overdue_seconds:.0f} s)",
             "last reconciliation": finished.get("reconcile"),
             "last cleanup": finished.get("cleanup"),
         }
@@ -54,7 +54,7 @@ def status(as_json: bool) -> None:
 @after_hours.command("check")
 @click.pass_context
 def check(context: click.Context) -> None:
-    """Check settings and reach; exit with 0, 1 (cannot serve) or 2 (only Redis is away)."""
+    """Check settings and connections; exit with 0 (ok), 1 (cannot serve) or 2 (only Redis is away)."""
     found = health.parts()
     console.write_facts({"settings": "ok", **found})
     if not health.is_ready(found):
@@ -64,12 +64,12 @@ def check(context: click.Context) -> None:
 
 @after_hours.command("token")
 @console.member
-@click.option("--seconds", type=click.IntRange(min=1), default=3600, show_default=True, help="How long it is good for.")
+@click.option("--seconds", type=click.IntRange(min=1), default=3600, show_default=True, help="How long it is valid.")
 def token(user: str, seconds: int) -> None:
-    """Write a token for USER, as the host's auth service would; in development only."""
+    """Print a token for USER, as the host's auth service would issue it; in development only."""
     settings = current_settings()
     if settings.production:
-        raise click.ClickException("not when APP_ENV is production")
+        raise click.ClickException("not available if APP_ENV is production")
     if settings.jwt_algorithm != "HS256":
-        raise click.ClickException("only with JWT_SECRET: nobody can sign with a public key")
+        raise click.ClickException("only available with JWT_SECRET: a public key cannot sign tokens")
     click.echo(gate.token_for(user, settings, seconds))

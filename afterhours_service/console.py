@@ -1,4 +1,4 @@
-"""How commands speak: tables for people, JSON for machines, and a sentence for whatever goes wrong."""
+"""Input and output of commands: tables for people, JSON for machines, and one line for any error."""
 
 import errno
 import json
@@ -21,23 +21,23 @@ logger = get_logger(__name__)
 
 
 class Commands(AppGroup):
-    """A group whose commands, and those of the groups in it, never end in a traceback."""
+    """A group of commands that never end in a traceback; nor do those of its subgroups."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. Raises ClickException, which click shows as `Error: …` and exit code 1, for any failure."""
+        """Run a command. Raises ClickException for any error; click prints `Error: …` and exits with 1."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, EOFError):
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head`; click knows what to do
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # such as `| head`; click handles it
                 raise
             logger.debug("command failed", exc_info=error)
             raise click.ClickException(explain(error)) from error
 
 
 def explain(error: Exception) -> str:
-    """Say in one line what went wrong."""
+    """Return one line that says what went wrong."""
     match error:
         case errors.AppError():
             text = error.__doc__ or error.code
@@ -57,7 +57,7 @@ def explain(error: Exception) -> str:
 
 
 def _explain_database(error: SQLAlchemyError) -> str:
-    """Say what the database said; never the detail of a statement, which may tell where a member is."""
+    """Return the database's message, without the statement's parameters: they may say where a member is."""
     cause = getattr(error, "orig", None) or error
     if errors.is_database_away(error):
         return f"The database cannot serve now: {_first_line(cause)}"
@@ -76,23 +76,23 @@ def _is_storable_id(_context: click.Context, _parameter: click.Parameter, value:
 
 
 member = click.argument("user", callback=_is_storable_id)
-as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON, for machines.")
-yes = click.option("--yes", is_flag=True, help="Do not ask.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+yes = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 def confirm(question: str) -> None:
-    """Ask, on standard error, so that what is written can be piped. Raises Abort unless the answer is yes."""
-    db.session.rollback()  # an open transaction would be cut off before somebody slow has answered
+    """Ask on standard error, so that the output can be piped. Raises Abort unless the answer is yes."""
+    db.session.rollback()  # the server would end an open transaction before a slow operator answers
     click.confirm(question, abort=True, err=True)
 
 
 def write_json(value: Any) -> None:
-    """Write a value; datetimes as clients read them, anything else that JSON lacks as text."""
+    """Print a value as JSON; dates as clients read them, other types as their text."""
     click.echo(json.dumps(value, default=lambda v: isoformat(v) if isinstance(v, datetime) else str(v), indent=2))
 
 
 def write_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write aligned columns under their heads, numbers to the right."""
+    """Print aligned columns with headings, numbers to the right."""
     rows = list(rows)
     lines = [list(heads), *([_text(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -106,7 +106,7 @@ def write_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def write_facts(facts: Mapping[str, Any]) -> None:
-    """Write a name and a value a line."""
+    """Print a name and a value per line."""
     width = max(map(len, facts))
     for name, value in facts.items():
         click.echo(f"{name.ljust(width)}  {_text(value)}")

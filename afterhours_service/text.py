@@ -1,10 +1,10 @@
-"""Text as clients read it, and as PostgreSQL can hold it."""
+"""Text that PostgreSQL can store, and dates as clients read them."""
 
 from datetime import UTC, datetime
 
 
 def is_storable(text: str) -> bool:
-    """Tell whether PostgreSQL can hold the text: no NUL, no lone surrogate."""
+    """Return whether PostgreSQL can store the text: no NUL, no lone surrogate."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:
@@ -12,5 +12,5 @@ def is_storable(text: str) -> bool:
 
 
 def isoformat(moment: datetime) -> str:
-    """Write an aware datetime as clients read it: ISO 8601 in UTC, milliseconds, Z."""
+    """Format an aware datetime as ISO 8601 in UTC, with milliseconds and Z."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

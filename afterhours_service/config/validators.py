@@ -1,6 +1,6 @@
-"""Checks of single settings, by what will use them where that can be built without talking to anybody.
+"""Checks of single settings, where possible by the library that will use them, without connecting to anything.
 
-Each raises ValidationError with a sentence that names no secret.
+Each raises ValidationError with a message that contains no secret.
 """
 
 import ipaddress
@@ -26,7 +26,7 @@ from sqlalchemy.exc import ArgumentError
 
 SECRET_BYTES = 32  # RFC 7518, section 3.2: an HS256 key is at least as long as its hash
 POSTGRESQL_SCHEMES = {"postgres", "postgresql", "postgres+psycopg2", "postgresql+psycopg2"}
-LIBPQ_NUMBERS = {  # which libpq looks at only when it has connected
+LIBPQ_NUMBERS = {  # libpq checks them only after it has connected
     "connect_timeout",
     "keepalives",
     "keepalives_idle",
@@ -36,7 +36,7 @@ LIBPQ_NUMBERS = {  # which libpq looks at only when it has connected
 }
 LIBPQ_FILES = {"sslrootcert", "sslcert", "sslkey", "sslcrl"}
 REDIS_FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
-# Others are unknown to redis-py, or would change what the service reads from it (decode_responses, protocol …).
+# Others are unknown to redis-py, or change the replies that the service reads (decode_responses, protocol …).
 REDIS_PARAMETERS = {
     "db",
     "username",
@@ -57,17 +57,17 @@ PERCENT = "percent-encode special characters of user and password"
 
 
 def is_postgresql_url(value: str) -> None:
-    """Build what psycopg2 is given from the URL, and let libpq refuse what it does not know."""
+    """Check that psycopg2 and libpq accept the URL and its parameters."""
     try:
         url = make_url(value)
-    except Exception as error:  # many, and some show the URL
+    except Exception as error:  # of many types, some with the URL in their message
         raise ValidationError("Not a PostgreSQL URL (postgresql://…).") from error
     if url.drivername not in POSTGRESQL_SCHEMES:
         raise ValidationError("Not a PostgreSQL URL (postgresql://…).")
     if not all(map(_is_host, (url.host or "localhost").split(","))) or re.search("[@/]", url.database or ""):
         raise ValidationError(f"The host or the database is malformed: {PERCENT}.")
     if url.port == 0:
-        raise ValidationError("Port 0 is none.")
+        raise ValidationError("Port 0 cannot be used.")
     try:
         _, given = url.set(drivername="postgresql+psycopg2").get_dialect()().create_connect_args(url)
         make_dsn(**given)
@@ -75,7 +75,7 @@ def is_postgresql_url(value: str) -> None:
         for address in filter(None, given.get("hostaddr", "").split(",")):
             ipaddress.ip_address(address)
     except (psycopg2.Error, ArgumentError, ValueError) as error:
-        raise ValidationError(f"PostgreSQL's client library refuses it: {str(error).strip()}.") from error
+        raise ValidationError(f"libpq rejects it: {str(error).strip()}.") from error
     for name in LIBPQ_NUMBERS & given.keys():
         if not re.fullmatch(r"-?\d{1,9}", str(given[name])):
             raise ValidationError(f"{name} is not a number.")
@@ -83,7 +83,7 @@ def is_postgresql_url(value: str) -> None:
 
 
 def _ask_libpq(given: Mapping[str, Any]) -> None:
-    """Let libpq read all parameters, and look for a server where there is none."""
+    """Make libpq parse all parameters by connecting to a socket that does not exist."""
     hosts = str(given.get("host", "")).split(",")
     try:
         psycopg2.connect(**{**given, "host": ",".join("/nonexistent" for _ in hosts), "hostaddr": ""}).close()
@@ -93,7 +93,7 @@ def _ask_libpq(given: Mapping[str, Any]) -> None:
 
 
 def is_redis_url(value: str) -> None:
-    """Build a connection from the URL, without connecting."""
+    """Check that redis-py accepts the URL, without connecting."""
     kind = "Not a Redis URL (redis://, rediss:// or unix://)."
     try:
         url = urlsplit(value)
@@ -106,7 +106,7 @@ def is_redis_url(value: str) -> None:
     if url.fragment or "@" in url.query or (host if is_socket else not _is_host(host or "")):
         raise ValidationError(f"The host is missing or malformed: {PERCENT}.")
     if port == 0:
-        raise ValidationError("Port 0 is none.")
+        raise ValidationError("Port 0 cannot be used.")
     if not is_socket and not re.fullmatch(r"/?\d*", url.path):
         raise ValidationError("The database is not a number.")
     given = dict(parse_qsl(url.query, keep_blank_values=True))
@@ -116,13 +116,13 @@ def is_redis_url(value: str) -> None:
         raise ValidationError("The database is not a number.")
     try:
         ConnectionPool.from_url(value).make_connection()
-    except Exception as error:  # TypeError, ValueError, RedisError: whatever the parameter runs into
-        raise ValidationError(f"Redis's client library refuses it: {error}.") from error
+    except Exception as error:  # TypeError, ValueError, RedisError …, depending on the parameter
+        raise ValidationError(f"redis-py rejects it: {error}.") from error
     _are_files({name: given[name] for name in REDIS_FILES & given.keys()})
 
 
 def is_secret(value: str) -> None:
-    """Refuse what anybody could guess or knows already; nothing at all is left to the caller."""
+    """Check that a secret is long enough and not a key, which may be public. An empty value passes."""
     if not value:
         return
     try:
@@ -137,102 +137,102 @@ def is_secret(value: str) -> None:
     except InvalidKeyError:
         is_key = True
     if is_key:
-        raise ValidationError("A key in PEM or another format, not a secret; JWT_PUBLIC_KEY takes a public one.")
+        raise ValidationError("This is a key, not a secret; set JWT_PUBLIC_KEY to use a public key.")
 
 
 def is_bearer_token(value: str) -> None:
-    """Refuse a secret that no Authorization header can hold."""
+    """Check that a secret can be sent in an Authorization header."""
     is_secret(value)
     if not re.fullmatch(r"[ -~]*", value) or value != value.strip():
-        raise ValidationError("Only printable ASCII characters can be sent, and no blanks at the ends.")
+        raise ValidationError("Must be printable ASCII without spaces at either end.")
 
 
 def is_environment(value: str) -> None:
-    """Refuse what would be taken for development by mistake."""
+    """Accept the two names only: a typo would otherwise mean development."""
     if value not in {"development", "production"}:
-        raise ValidationError("Neither development nor production.")
+        raise ValidationError("Must be development or production.")
 
 
 def is_given(value: str) -> None:
-    """Refuse an empty value."""
+    """Check for a value that is not blank."""
     if not value.strip():
-        raise ValidationError("Is empty.")
+        raise ValidationError("Must not be empty.")
 
 
 def is_port(value: int | None) -> None:
-    """Refuse what is no TCP port."""
+    """Check for a TCP port."""
     if value is not None and not 1 <= value <= 65535:
-        raise ValidationError("Not a port (1 to 65535).")
+        raise ValidationError("Must be a port, 1 to 65535.")
 
 
 def is_host(value: str) -> None:
-    """Refuse what is neither an address nor a name."""
+    """Check for an IP address or a host name."""
     if not _is_host(value):
-        raise ValidationError("Neither an address nor a host's name.")
+        raise ValidationError("Not an IP address or a host name.")
 
 
 def is_cron(value: str) -> None:
-    """Refuse what is no cron line, or one that never fires."""
+    """Check for a cron expression that fires."""
     try:
         wait = CronTab(value).next(default_utc=True)
     except ValueError as error:
-        raise ValidationError(f"Not a cron line: {error}") from error
+        raise ValidationError(f"Not a cron expression: {error}") from error
     if wait is None:
-        raise ValidationError("Never comes.")
+        raise ValidationError("This cron expression never fires.")
 
 
 def is_rate_limit(value: str) -> None:
-    """Refuse what is no limit, or one that lets nobody pass."""
+    """Check for a rate limit that allows at least one request."""
     try:
         limits = parse_many(value)
     except ValueError as error:
         raise ValidationError("Not a rate limit, such as 120 per minute.") from error
     if not all(limit.amount and limit.multiples for limit in limits):
-        raise ValidationError("Lets nobody pass.")
+        raise ValidationError("This rate limit allows no request at all.")
 
 
 def is_base_url(value: str) -> None:
-    """Refuse what no path can be appended to."""
+    """Check for a URL that a path can be appended to."""
     try:
         url = urlsplit(value)
         usable = url.scheme in {"http", "https"} and url.port != 0 and _is_host(url.hostname or "")
     except ValueError:
         usable = False
     if not usable or re.search(r"[?#\s]", value):
-        raise ValidationError("Not an http:// or https:// URL without a query.")
+        raise ValidationError("Must be an http:// or https:// URL without a query.")
 
 
 def are_origins(values: list[str]) -> None:
-    """Refuse what browsers do not send: each origin by its name, as an asterisk would let any page ask."""
+    """Check for origins as browsers send them; an asterisk, which would allow any page, is not one."""
     try:
         for value in values:
             is_base_url(value)
             if not re.fullmatch(r"https?://[a-z0-9.\[\]:-]+", value):
                 raise ValidationError("Not an origin.")
     except ValidationError as error:
-        raise ValidationError("Not origins, such as https://app.example.com,https://admin.example.com.") from error
+        raise ValidationError("Must be origins, such as https://app.example.com,https://admin.example.com.") from error
 
 
 def is_folder(value: Path) -> None:
-    """Refuse what cannot be a folder, now or later."""
+    """Check for a folder, or a path at which one can be created."""
     if not value.parts:
-        raise ValidationError("Is empty.")
+        raise ValidationError("Must not be empty.")
     try:
         nearest = next(path for path in (value.absolute(), *value.absolute().parents) if path.exists())
     except OSError as error:
         raise ValidationError(f"Not a folder: {error.strerror}.") from error
     if not nearest.is_dir():
-        raise ValidationError("Is not a folder, or lies below a file.")
+        raise ValidationError("Not a folder, or inside a file.")
 
 
 def is_log_level(value: str) -> None:
-    """Refuse what the logging module has no name for."""
+    """Check for a level of the logging module."""
     if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
-        raise ValidationError("Not one of DEBUG, INFO, WARNING, ERROR, CRITICAL.")
+        raise ValidationError("Must be DEBUG, INFO, WARNING, ERROR or CRITICAL.")
 
 
 def algorithm_of(pem: str) -> str:
-    """Return the one algorithm that a public key is for: RSA of 2048 bits or more, or EC on P-256."""
+    """Return the JWT algorithm for a public key: RS256 or ES256."""
     try:
         key = load_pem_public_key(pem.encode())
     except Exception as error:
@@ -241,11 +241,11 @@ def algorithm_of(pem: str) -> str:
         return "RS256"
     if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
         return "ES256"
-    raise ValidationError("Neither RSA of at least 2048 bits (RS256) nor EC on P-256 (ES256).")
+    raise ValidationError("Must be an RSA key of at least 2048 bits (RS256) or an EC key on P-256 (ES256).")
 
 
 def _is_host(host: str) -> bool:
-    """Tell whether a URL's parser found a host where there is one, and not a piece of a password."""
+    """Return whether a parsed host is a real one, and not part of an unencoded password."""
     if ":" in host or re.fullmatch(r"[\d.]+", host):
         try:
             ipaddress.ip_address(host)
@@ -258,4 +258,4 @@ def _is_host(host: str) -> bool:
 def _are_files(paths: dict[str, str]) -> None:
     for name, path in paths.items():
         if not Path(path).is_file():
-            raise ValidationError(f"{name} names no file.")
+            raise ValidationError(f"The file in {name} does not exist.")

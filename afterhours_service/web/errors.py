@@ -1,6 +1,6 @@
-"""The catalogue of failures a client can see, and the only renderer of them.
+"""The catalogue of failures that clients see, and the one place that renders them.
 
-A failure's docstring is the sentence that the client reads.
+A failure's docstring is the sentence that clients read.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ class AppError(Exception):
     code: ClassVar[str]
     headers: ClassVar[Mapping[str, str]] = {}
     extra: ClassVar[Mapping[str, Any]] = {}
-    example: ClassVar[Mapping[str, Any]] = {}  # of what an occurrence adds to its body
+    example: ClassVar[Mapping[str, Any]] = {}  # of the fields that a single failure adds to its body
 
     def __init_subclass__(cls) -> None:
-        CATALOGUE.setdefault(cls.code, cls)  # a variant with another status shares its parent's entry
+        CATALOGUE.setdefault(cls.code, cls)  # a subclass with another status shares its parent's entry
 
     def __init__(self, **extra: Any) -> None:
         super().__init__(self.code)
@@ -110,7 +110,7 @@ class ValidationFailed(AppError):
 
     @classmethod
     def from_messages(cls, messages: Any) -> "ValidationFailed":
-        """Make one from marshmallow's nested messages: a line per field, nested names joined by dots."""
+        """Build one from marshmallow's messages: an entry per field, with the names of nested fields joined by dots."""
         return cls(errors=[{"field": field, "message": text} for field, text in _flatten(messages)])
 
 
@@ -141,7 +141,7 @@ class NoActiveSession(AppError):
 
 
 class ProfileExists(AppError):
-    """There is an After Hours profile already."""
+    """An After Hours profile already exists."""
 
     status, code = HTTPStatus.CONFLICT, "PROFILE_EXISTS"
 
@@ -153,7 +153,7 @@ class ProfileNotFound(AppError):
 
 
 class PreferencesExist(AppError):
-    """There are preferences already."""
+    """Preferences already exist."""
 
     status, code = HTTPStatus.CONFLICT, "PREFERENCES_EXIST"
 
@@ -165,7 +165,7 @@ class PreferencesNotFound(AppError):
 
 
 class ErasureInProgress(AppError):
-    """Your After Hours data is being erased; begin anew when that is done."""
+    """Your After Hours data is being erased; try again when that is done."""
 
     status, code = HTTPStatus.CONFLICT, "ERASURE_IN_PROGRESS"
 
@@ -177,7 +177,7 @@ class NoFile(AppError):
 
 
 class InvalidImage(AppError):
-    """The file is not a photo that can be taken."""
+    """The file cannot be used as a photo."""
 
     status, code = HTTPStatus.BAD_REQUEST, "INVALID_IMAGE"
     example: ClassVar = {"detail": "The picture is damaged or incomplete."}
@@ -215,7 +215,7 @@ class SessionRequired(NoActiveSession):
 
 
 class MemberNotFound(AppError):
-    """There is no such member to be seen."""
+    """This member cannot be found."""
 
     status, code = HTTPStatus.NOT_FOUND, "MEMBER_NOT_FOUND"
 
@@ -227,7 +227,7 @@ class NotFound(AppError):
 
 
 class MethodNotAllowed(AppError):
-    """This address does not take that method."""
+    """This address does not support that method."""
 
     status, code = HTTPStatus.METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED"
 
@@ -254,7 +254,7 @@ _BY_STATUS: dict[int, type[AppError]] = {error.status: error for error in (NotFo
 
 
 def init_app(app: Flask) -> None:
-    """Render every failure of the app, whatever raises it, as the catalogue says."""
+    """Render every exception that a request raises as a failure of the catalogue."""
     app.register_error_handler(AppError, render)
     app.register_error_handler(HTTPException, _render_http)
     app.register_error_handler(DBAPIError, _render_database)
@@ -285,24 +285,24 @@ class _Chunked:
         return data
 
 
-# Classes of SQLSTATE, or codes, that say "this server cannot do it now": connection exceptions, no resources, an
-# operator or a time limit in between, a failure of its system, a lock or a turn that another had; and read-only.
-_AWAY = ("08", "53", "57", "58", "40", "55P03", "55006", "25P03", "25P04", READ_ONLY)
+# SQLSTATE classes and codes of temporary failures: connection exceptions, insufficient resources, operator intervention
+# (which includes timeouts), system errors, serialization failures, locks and objects in use, and a read-only server.
+_TEMPORARY = ("08", "53", "57", "58", "40", "55P03", "55006", "25P03", "25P04", READ_ONLY)
 
 
 def is_database_away(error: Exception) -> bool:
-    """Tell whether the database could not be reached, takes no writes, or gave up for time; trying again may help."""
+    """Return whether the database is unreachable, read-only or out of time, so that a retry may succeed."""
     if not isinstance(error, DBAPIError):
         return isinstance(error, PoolTimeout)
     code = getattr(error.orig, "pgcode", None)
     if error.connection_invalidated or (code is None and isinstance(error, OperationalError)):
         return True
-    return (code or "").startswith(_AWAY)
+    return (code or "").startswith(_TEMPORARY)
 
 
 def render(error: AppError, headers: Mapping[str, str] | None = None) -> Response:
-    """Turn a failure into its response: status, JSON body, headers."""
-    g.error_code = error.code  # for the request's line in the log
+    """Return the response of a failure; `headers` override the failure's own."""
+    g.error_code = error.code  # for the request's log line
     response = jsonify(error.body)
     response.status_code = error.status
     response.headers.update({**error.headers, **(headers or {})})
@@ -333,7 +333,7 @@ def _render_unexpected(error: Exception) -> Response:
 
 def _flatten(messages: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(messages, Mapping):
-        # "_schema" is marshmallow's name for "the object as a whole".
+        # marshmallow files problems of the object as a whole under "_schema".
         names = (
             (value, ".".join(p for p in (prefix, str(key)) if p and p != "_schema")) for key, value in messages.items()
         )

@@ -1,10 +1,10 @@
-"""What every answer tells browsers and caches, and which web pages may ask."""
+"""Security and CORS headers of every response."""
 
 from flask import Flask, Response, request
 
 from afterhours_service.config import Settings
 
-# OWASP's REST security cheat sheet, "Security headers"; a route that knows better sets its own.
+# From OWASP's REST security cheat sheet, "Security headers". A route may set its own.
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -12,7 +12,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-HSTS = "max-age=31536000"  # a year; browsers ignore it where there is no TLS
+HSTS = "max-age=31536000"  # a year; browsers ignore it without TLS
 
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
@@ -22,7 +22,7 @@ _PREFLIGHT = {
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Set the headers of every answer, and answer preflights of the allowed origins before the gate does."""
+    """Set the headers of every response, and answer preflight requests from allowed origins before the gate."""
     headers = HEADERS | ({"Strict-Transport-Security": HSTS} if settings.production else {})
 
     @app.before_request

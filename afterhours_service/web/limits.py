@@ -1,4 +1,4 @@
-"""How often a member may ask: Flask-Limiter on Redis, which lets everything pass while Redis is away."""
+"""Rate limits per member: Flask-Limiter on Redis. While Redis is away, nobody is limited."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,12 +15,12 @@ from afterhours_service.web.gate import current_member_id
 
 
 class FailOpenStorage(RedisStorage):
-    """Counts in Redis; while Redis is away it counts nothing, and costs nothing."""
+    """Counts in Redis. While Redis is away it returns 0 without asking."""
 
     STORAGE_SCHEME = ["after-hours"]  # noqa: RUF012 - typed by limits
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """Count `amount` for `key`, for `expiry` seconds from the first; return the sum."""
+        """Add `amount` to `key`, which expires `expiry` seconds after its first increment; return the sum."""
         return _or_zero(lambda: super(FailOpenStorage, self).incr(key, expiry, amount))
 
     def get(self, key: str) -> int:
@@ -28,12 +28,12 @@ class FailOpenStorage(RedisStorage):
         return _or_zero(lambda: super(FailOpenStorage, self).get(key))
 
 
-def _or_zero(ask: Callable[[], int]) -> int:
+def _or_zero(command: Callable[[], int]) -> int:
     if is_redis_away():
         return 0
     try:
-        return ask()
-    except Exception as error:  # noqa: BLE001 - a limit that cannot be counted refuses nobody
+        return command()
+    except Exception as error:  # noqa: BLE001 - a request that cannot be counted is allowed
         redis_failed(error)
         return 0
 
@@ -43,9 +43,9 @@ photo_limit = limiter.limit(lambda: current_settings().ratelimit_photo, override
 
 
 def apply_to(blueprint: Blueprint, own: Mapping[str, str]) -> None:
-    """Limit the routes of the blueprint together, per member, before the gate: a refusal costs the database nothing.
+    """Give all routes of the blueprint one shared limit per member, checked before the gate queries the database.
 
-    own: the endpoints that have a limit of their own instead, and neither use up the shared one nor wait for it.
+    own: endpoints with a limit of their own instead of the shared one.
     """
     limiter.shared_limit(
         lambda: own.get(request.endpoint or "", current_settings().ratelimit_default),
@@ -54,7 +54,7 @@ def apply_to(blueprint: Blueprint, own: Mapping[str, str]) -> None:
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Give the app its limits."""
+    """Set up the limits."""
     app.config.update(
         {
             ConfigVars.ENABLED: settings.ratelimit_enabled,

@@ -1,38 +1,32 @@
-"""The API's description, OpenAPI 3.1: what the schemas do not tell by themselves, and the page to try it at."""
+"""The API's description, OpenAPI 3.1: what flask-smorest cannot collect from the routes."""
 
-import json
-from collections.abc import Iterable, Iterator
-from importlib.resources import files
-from itertools import groupby
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, cast
 
-from apispec import APISpec, BasePlugin
-from flask import Blueprint, Flask, Response, current_app, send_from_directory
+from apispec import BasePlugin
+from flask import Flask
+from flask_smorest import Api
 from marshmallow import fields
 from werkzeug.routing import Rule
 
 from afterhours_service.web import errors, schemas
-from afterhours_service.web.api import api
 from afterhours_service.web.errors import CATALOGUE, AppError
-
-# What any request may meet; but at no address, and at no method, there is no operation to tell of it.
-ANYWHERE = (errors.BadRequest, errors.InternalError)
 
 _DESCRIPTION = """\
 A member goes live at one place for a while, and then is gone, on time.
 
 Times are ISO 8601 in UTC with milliseconds and `Z`. A success says `"success": true`; a failure `"success": false`, a
-sentence in `error`, and a stable `code`. Unknown fields are refused. At no address there is `NOT_FOUND`, at no method
-`METHOD_NOT_ALLOWED`."""
+sentence in `error`, and a stable `code`. Unknown fields are refused. An unknown address gives `NOT_FOUND`, an unknown
+method `METHOD_NOT_ALLOWED`."""
 
 _FAILURE: dict[str, Any] = {
     "type": "object",
-    "description": "Something went wrong; `code` says what, and is stable. The rest comes with some codes only.",
+    "description": "A failure; `code` says which, and is stable. Optional fields come with some codes only.",
     "required": ["success", "error", "code"],
     "additionalProperties": False,
     "properties": {
         "success": {"type": "boolean", "const": False},
-        "error": {"type": "string", "description": "a sentence, for people"},
+        "error": {"type": "string", "description": "a sentence for people"},
         "code": {"type": "string", "enum": sorted(CATALOGUE)},
         "errors": {
             "type": "array",
@@ -47,197 +41,97 @@ _FAILURE: dict[str, Any] = {
         "requiresVerification": {"type": "boolean"},
         "requiresConsent": {"type": "boolean"},
         "session": {"$ref": "#/components/schemas/Active"},
-        "detail": {"type": "string"},
-        **{name: {"type": "string"} for name in ("status", "database", "schema", "redis")},
+        **{name: {"type": "string"} for name in ("detail", "status", "database", "schema", "redis")},
     },
 }
-
 _HEADERS = {
-    "X-Request-ID": {"description": "the request's id in our logs", "schema": {"type": "string"}},
+    "X-Request-ID": {"description": "the request's ID in the logs", "schema": {"type": "string"}},
     "Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}},
     "WWW-Authenticate": {"description": "how to authenticate", "schema": {"type": "string"}},
 }
 
-# The initializer is a file of its own, as the page's policy wants it.
-_INITIALIZER = """\
-window.ui = SwaggerUIBundle({
-  url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, persistAuthorization: true, validatorUrl: null,
-});
-"""
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>After Hours: the API</title>
-<link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
-<link rel="stylesheet" href="/docs/swagger-ui.css">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="/docs/swagger-ui-bundle.js"></script>
-<script src="/docs/initializer.js"></script>
-</body>
-</html>
-"""
-_PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_ASSETS = str(files("flask_swagger_ui") / "dist")
 
-page = Blueprint("docs", __name__)
-
-
-def init_app(app: Flask) -> None:
-    """Let the API be described; before its blueprints are registered."""
-    options = {
-        "info": {"description": _DESCRIPTION, "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"}},
-        "security": [{"bearer": []}],
-    }
-    api.init_app(app, spec_kwargs={**options, "extra_plugins": [_Operations(app)]})
-    app.extensions["after_hours_openapi"] = spec = api.spec
-    api.ma_plugin.map_to_openapi_type(schemas.UtcDateTime, "string", "date-time")
-    api.ma_plugin.converter.add_attribute_function(_attributes)
-    spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
-    spec.components.schema("Failure", _FAILURE)
+def init_app(app: Flask) -> Api:
+    """Return the Api to register the app's blueprints with, so that they are described."""
+    app.config.update(API_TITLE="After Hours", API_VERSION="1", OPENAPI_VERSION="3.1.0")
+    license_ = {"name": "Apache License 2.0", "identifier": "Apache-2.0"}
+    options = {"info": {"description": _DESCRIPTION, "license": license_}, "security": [{"bearer": []}]}
+    api = Api(app, spec_kwargs={**options, "extra_plugins": [_Operations(app)]})
+    api.DEFAULT_ERROR_RESPONSE_NAME = None  # every failure is named
+    api.register_field(schemas.UtcDateTime, "string", "date-time")
+    api.ma_plugin.converter.add_attribute_function(_describe_field)
+    components = api.spec.components
+    components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
+    components.schema("Failure", _FAILURE)
     for name, header in _HEADERS.items():
-        spec.components.header(name, header)
+        components.header(name, header)
     for code, error in CATALOGUE.items():
-        spec.components.example(code, {"summary": error.__doc__, "value": error(**error.example).body})
+        components.example(code, {"summary": error.__doc__, "value": error(**error.example).body})
+    return api
 
 
 def describe(app: Flask) -> dict[str, Any]:
     """Return the description of the app's API."""
-    spec: APISpec = app.extensions["after_hours_openapi"]
-    description = spec.to_dict()
-    operations = [part for path in description["paths"].values() for part in path.values() if isinstance(part, dict)]
-    used = {tag for operation in operations for tag in operation["tags"]}
-    description["tags"] = [
-        {"name": part.name, "description": part.description}
-        for part in app.blueprints.values()
-        if isinstance(part, schemas.Blueprint) and part.name in used
-    ]
-    return description
-
-
-@page.get("/openapi.json")
-def get_description() -> Response:
-    """Return the description."""
-    return Response(json.dumps(describe(current_app)), mimetype="application/json")  # jsonify would sort it
-
-
-@page.get("/docs")
-def get_page() -> Response:
-    """Return the page to read and try the API at."""
-    return Response(_PAGE, mimetype="text/html", headers={"Content-Security-Policy": _PAGE_POLICY})
-
-
-@page.get("/docs/initializer.js")
-def get_initializer() -> Response:
-    """Return the page's own script."""
-    return Response(_INITIALIZER, mimetype="text/javascript")
-
-
-@page.get("/docs/<name>")
-def get_asset(name: str) -> Response:
-    """Return a part of Swagger UI."""
-    response = send_from_directory(_ASSETS, name)
-    response.headers["Cache-Control"] = "public, max-age=3600"
-    return response
+    api: Api = app.extensions["flask-smorest"]["apis"][""]["ext_obj"]
+    description: dict[str, Any] = api.spec.to_dict()
+    # flask-smorest describes the outermost blueprints only.
+    parts = [part for part in app.blueprints.values() if isinstance(part, schemas.Blueprint) and part.description]
+    return description | {"tags": [{"name": part.name, "description": part.description} for part in parts]}
 
 
 class _Operations(BasePlugin):
-    """Completes each operation: id, tag, failures, headers, and that an answer has all of its fields."""
+    """Completes each operation with its ID and its failures."""
 
     def __init__(self, app: Flask) -> None:
         self._app = app
 
-    def init_spec(self, spec: APISpec) -> None:
-        self._spec = spec
-
     def operation_helper(
         self, path: str | None = None, operations: dict[str, Any] | None = None, **context: Any
     ) -> None:
-        del path  # the rule says more
+        del path  # the rule has it, too
         rule: Rule = context["rule"]
-        names = rule.endpoint.split(".")
-        first, *rest = names[-1].split("_")
-        failures = set(_failures(self._app, rule.endpoint))
-        if rule.arguments:  # what is no such argument is no such address
-            failures.add(errors.NotFound)
         for operation in (operations or {}).values():
-            operation["operationId"] = first + "".join(word.title() for word in rest)
-            operation["tags"] = [names[-2]]
-            body = operation.get("requestBody", {}).get("content", {})
-            refusals = set()
-            if "application/json" in body:
-                refusals = {errors.ValidationFailed, errors.PayloadTooLarge}
-            elif operation.get("parameters"):
-                refusals = {errors.ValidationFailed}
-            successes = {status: answer for status, answer in operation["responses"].items() if str(status) < "3"}
-            for answer in successes.values():
-                answer.setdefault("headers", {})["X-Request-ID"] = _ref("headers", "X-Request-ID")
-                self._require_all(answer)
-            operation["responses"] = successes | _answers(failures | refusals)
+            operation["operationId"] = schemas.camel_case(rule.endpoint.rpartition(".")[2])
+            responses = {**operation["responses"], **_responses(set(self._failures(rule, operation)))}
+            operation["responses"] = dict(sorted(responses.items()))
 
-    def _require_all(self, part: Any) -> None:
-        """Mark every field of an answer as required: none is ever left out."""
-        if isinstance(part, dict):
-            if reference := part.get("$ref"):
-                folder, name = reference.split("/")[-2:]
-                if folder == "schemas":
-                    schema = self._spec.components.schemas[name]
-                    schema["required"] = list(schema["properties"])
-                    part = schema
-            for value in part.values():
-                self._require_all(value)
-        elif isinstance(part, list):
-            for value in part:
-                self._require_all(value)
+    def _failures(self, rule: Rule, operation: dict[str, Any]) -> Iterator[type[AppError]]:
+        """Yield the failures of a route: its own, its blueprint's, and those that follow from its arguments."""
+        yield from (errors.BadRequest, errors.InternalError)
+        yield from getattr(self._app.view_functions[rule.endpoint], "failures", ())
+        outermost = self._app.blueprints[rule.endpoint.partition(".")[0]]
+        yield from cast("schemas.Blueprint", outermost).failures_of(rule.endpoint)
+        if rule.arguments:
+            yield errors.NotFound
+        if "application/json" in operation.get("requestBody", {}).get("content", {}):
+            yield from (errors.ValidationFailed, errors.PayloadTooLarge)
+        elif operation.get("parameters"):
+            yield errors.ValidationFailed
 
 
-def _failures(app: Flask, endpoint: str) -> Iterator[type[AppError]]:
-    """Yield what an operation may answer: its own failures, those of its blueprints, those of any request."""
-    yield from getattr(app.view_functions[endpoint], "failures", ())
-    name = endpoint
-    while name := name.rpartition(".")[0]:
-        blueprint = app.blueprints[name]
-        if isinstance(blueprint, schemas.Blueprint):
-            yield from blueprint.failures_of(endpoint)
-    yield from ANYWHERE
+def _responses(failures: Collection[type[AppError]]) -> dict[int, Any]:
+    """Return the failures by status. apispec makes references of the components' names."""
+    by_status: dict[int, list[type[AppError]]] = {}
+    order = list(CATALOGUE)
+    for error in sorted(failures, key=lambda error: order.index(error.code)):
+        by_status.setdefault(int(error.status), []).append(error)
+    return {status: _response(group) for status, group in by_status.items()}
 
 
-def _answers(failures: Iterable[type[AppError]]) -> dict[str, Any]:
-    order = list(CATALOGUE.values())
-    known = {CATALOGUE[error.code] for error in failures}  # two may share a code, and tell it in other words
-    by_status = sorted(known, key=lambda error: (error.status, order.index(error)))
-    return {str(int(status)): _answer(list(group)) for status, group in groupby(by_status, lambda error: error.status)}
-
-
-def _answer(failures: list[type[AppError]]) -> dict[str, Any]:
+def _response(failures: list[type[AppError]]) -> dict[str, Any]:
+    codes = [error.code for error in failures]
     headers = {name for error in failures for name in error.headers}
-    if errors.RateLimited in failures:  # when to try again is known then only
+    if errors.RateLimited in failures:  # its Retry-After is known only when it happens
         headers.add("Retry-After")
     return {
-        "description": ", ".join(f"`{error.code}`" for error in failures),
-        "headers": {name: _ref("headers", name) for name in ("X-Request-ID", *sorted(headers))},
-        "content": {
-            "application/json": {
-                "schema": _ref("schemas", "Failure"),
-                "examples": {error.code: _ref("examples", error.code) for error in failures},
-            }
-        },
+        "description": ", ".join(f"`{code}`" for code in codes),
+        "headers": {name: name for name in ("X-Request-ID", *sorted(headers))},
+        "content": {"application/json": {"schema": "Failure", "examples": {code: code for code in codes}}},
     }
 
 
-def _ref(folder: str, name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/{folder}/{name}"}
-
-
-def _attributes(_converter: Any, field: fields.Field[Any], **_: Any) -> dict[str, Any]:
-    """Return what apispec does not know of our fields."""
+def _describe_field(_converter: Any, field: fields.Field[Any], **_: Any) -> dict[str, Any]:
+    """Return what apispec does not know of a field."""
     if isinstance(field, fields.Constant):
         return {"type": "boolean", "const": field.constant}
     if isinstance(field, schemas.SafeString) and not field.validators:

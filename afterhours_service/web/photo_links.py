@@ -1,4 +1,4 @@
-"""Photos of the folder storage, for whoever holds a signed link; outside the gate, as a bucket would be."""
+"""Photos from the folder storage, for clients with a signed link; outside the gate, as a bucket is."""
 
 from hashlib import sha256
 from io import BytesIO
@@ -15,7 +15,10 @@ PATH = "/photos"
 
 @blueprint.get(f"{PATH}/<path:key>")
 def get_photo(key: str) -> Response:
-    """Return the object behind a signed, unexpired link; for anything else there is nothing here."""
+    """Return the object of a signed link.
+
+    Raises NotFound for a link that is expired or has a wrong signature, and if photos are in a bucket.
+    """
     storage = current_storage()
     if not isinstance(storage, FolderStorage):
         raise errors.NotFound
@@ -24,7 +27,7 @@ def get_photo(key: str) -> Response:
         data = path.read_bytes()
     except (LinkInvalid, FileNotFoundError, ValueError) as error:
         raise errors.NotFound from error
-    # Not the file itself: its ETag and Last-Modified would tell when the member was here.
+    # The bytes, not the file: the ETag and Last-Modified of a file would reveal when the member was here.
     response = send_file(BytesIO(data), content_type, conditional=True, etag=sha256(data).hexdigest())
     response.headers["Cache-Control"] = "private, max-age=3600"
     response.headers["X-Content-Type-Options"] = "nosniff"

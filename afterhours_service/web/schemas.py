@@ -1,9 +1,9 @@
-"""What every schema shares: camelCase names, unknown fields refused, the envelope, and strict fields."""
+"""What all schemas and routes share: the parser, the blueprint, camelCase names, the envelope, strict fields."""
 
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
 import marshmallow as ma
 from flask import Request
@@ -19,21 +19,27 @@ _NUMERAL = re.compile(r"(-?[0-9]{1,18})(?:\.0{1,18})?")
 View = TypeVar("View", bound=Callable[..., Any])
 
 
+def camel_case(name: str) -> str:
+    """Return a snake_case name in camelCase."""
+    first, *rest = name.split("_")
+    return first + "".join(word.title() for word in rest)
+
+
 class StrictParser(FlaskParser):
-    """Reads JSON bodies only, and tells every problem in our own envelope."""
+    """Accepts JSON bodies only, and raises ValidationFailed with every problem."""
 
     DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {"query": ma.RAISE, "json": ma.RAISE}  # noqa: RUF012 - typed by webargs
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         """Return the parsed body.
 
-        Raises ValidationFailed when it is declared as something else, or is no JSON object.
+        Raises ValidationFailed for another content type, and for anything but a JSON object.
         """
         if not req.is_json:
             raise ValidationFailed.from_messages("Send a JSON object with Content-Type: application/json.")
         try:
             body = super().load_json(req, schema)
-        except (RecursionError, ValueError):  # too deep, or a number of too many digits
+        except (RecursionError, ValueError):  # nested too deeply, or a number with too many digits
             body = None
         if not isinstance(body, dict):
             raise ValidationFailed.from_messages("Not a JSON object.")
@@ -49,9 +55,10 @@ class StrictParser(FlaskParser):
 
 
 class Blueprint(SmorestBlueprint):  # type: ignore[misc]
-    """flask-smorest's, with our parser; it answers 400 where webargs would answer 422.
+    """A flask-smorest blueprint with our parser, which answers 400 where webargs would answer 422.
 
-    failures_of: returns what one of its routes may answer, by its endpoint; for the API's description.
+    failures_of: returns the failures that a route may answer before its view is called, by endpoint, for the API's
+    description.
     """
 
     ARGUMENTS_PARSER = StrictParser()
@@ -63,14 +70,23 @@ class Blueprint(SmorestBlueprint):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.failures_of = failures_of
 
+    def add_url_rule(self, *args: Any, tags: list[str] | None = None, **options: Any) -> None:
+        """Add a route, tagged with this blueprint's name, even inside another blueprint."""
+        super().add_url_rule(*args, tags=tags or [self.name], **options)
+
     def arguments(self, schema: type[ma.Schema], **kwargs: Any) -> Callable[[View], View]:
-        """Read the arguments of a route by a schema, which is made once: to make one takes as long as to use it."""
+        """Parse the arguments of a route; the schema is built once, as building it takes as long as using it."""
         decorate: Callable[[View], View] = super().arguments(schema(), **kwargs)
+        return decorate
+
+    def response(self, *args: Any, **kwargs: Any) -> Callable[[View], View]:
+        """Serialize the answer of a route by a schema."""
+        decorate: Callable[[View], View] = super().response(*args, headers={"X-Request-ID": "X-Request-ID"}, **kwargs)
         return decorate
 
     @staticmethod
     def fails(*failures: type[AppError]) -> Callable[[View], View]:
-        """Name the failures of a route's own, for the API's description."""
+        """Declare the failures of a route's own, for the API's description."""
 
         def mark(view: View) -> View:
             view.failures = failures  # type: ignore[attr-defined]
@@ -83,23 +99,33 @@ class CamelCaseSchema(ma.Schema):
     """snake_case in Python, camelCase in JSON; unknown fields are refused."""
 
     class Meta:
-        """Refuse what we do not know."""
+        """Refuse unknown fields."""
 
         unknown = ma.RAISE
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        """Name the field as clients do."""
-        first, *rest = field_name.split("_")
-        field_obj.data_key = field_obj.data_key or first + "".join(word.title() for word in rest)
+        """Give the field its name in JSON."""
+        field_obj.data_key = field_obj.data_key or camel_case(field_name)
 
 
 def envelope(name: str, **parts: fields.Field[Any]) -> type[ma.Schema]:
-    """Return the schema of a success, `{"success": true, …parts}`, by its name in the API's documentation."""
-    return CamelCaseSchema.from_dict({"success": fields.Constant(True), **parts}, name=name)
+    """Return the schema of a success, `{"success": true, …parts}`; `name` is for the API's description."""
+    parts = {"success": fields.Constant(True), **parts}
+    _require(parts)
+    return CamelCaseSchema.from_dict(parts, name=name)
+
+
+def _require(parts: Mapping[str, fields.Field[Any]]) -> None:
+    """Mark the fields of an answer as required, nested ones too, because none is ever omitted."""
+    for part in parts.values():
+        part.required = True
+        inner = part.inner if isinstance(part, fields.List) else part
+        if isinstance(inner, fields.Nested):
+            _require(cast("type[ma.Schema]", inner.nested)._declared_fields)  # noqa: SLF001 - an instance has copies
 
 
 class StrictFloat(fields.Float):
-    """A finite JSON number; a numeral in a string is none."""
+    """A finite JSON number; numbers in strings are refused."""
 
     def _validated(self, value: Any) -> float:
         if not isinstance(value, int | float):
@@ -108,7 +134,7 @@ class StrictFloat(fields.Float):
 
 
 class StrictInteger(fields.Integer):
-    """A whole JSON number, also one written as 50.0; a numeral in a string is none, nor is true."""
+    """A whole JSON number, which may be written as 50.0; numbers in strings and booleans are refused."""
 
     def _validated(self, value: Any) -> int:
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
@@ -118,7 +144,7 @@ class StrictInteger(fields.Integer):
 
 
 class QueryInteger(StrictInteger):
-    """A whole number in a query, where everything is text: ASCII digits, as 50 or 50.0."""
+    """A whole number in a query string: ASCII digits, such as 50 or 50.0."""
 
     def _validated(self, value: Any) -> int:
         numeral = _NUMERAL.fullmatch(value) if isinstance(value, str) else None
@@ -126,7 +152,7 @@ class QueryInteger(StrictInteger):
 
 
 class SafeString(fields.String):
-    """Text that PostgreSQL can hold: no NUL, no lone surrogate."""
+    """Text that PostgreSQL can store: no NUL, no lone surrogate."""
 
     pattern: ClassVar = r"^[^\u0000]*$"  # as the API's description says it
 
@@ -138,7 +164,7 @@ class SafeString(fields.String):
 
 
 class UtcDateTime(fields.Field[datetime]):
-    """An aware datetime, written with milliseconds and Z."""
+    """An aware datetime, serialized in UTC with milliseconds and Z."""
 
     def _serialize(self, value: datetime | None, *_: Any, **__: Any) -> str | None:
         return None if value is None else isoformat(value)

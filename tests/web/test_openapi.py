@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 import schemathesis
 from flask import Flask
+from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from schemathesis.config import SchemathesisConfig
@@ -180,6 +181,15 @@ def test_nothing_contradicts_the_description(case: Any, member: str, factory: Fa
         assert response.json()["errors"] == EMPTY_RANGE
     if case.path.endswith("/nearby") and response.status_code == 400 and case.meta.generation.mode.is_positive:
         assert [error["field"] for error in response.json()["errors"]] == ["cursor"]
+
+
+@pytest.mark.parametrize("name", ["getNearby", "getCount", "declineMember", "takeBackDecline"])
+def test_discovery_without_a_session_answers_as_described(name: str, client: FlaskClient, factory: Factory) -> None:
+    method, path, operation = OPERATIONS[name]
+    body: dict[str, Any] = {"json": {"userId": "m"}} if "requestBody" in operation else {}
+    answer = client.open(path.format(user_id="m"), method=method, headers=bearer(factory.member()), **body)
+    assert answer.json["code"] == "NO_ACTIVE_SESSION"
+    assert "NO_ACTIVE_SESSION" in codes(operation, answer.status_code)
 
 
 def _as_integer(name: str, value: Any) -> Any:

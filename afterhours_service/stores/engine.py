@@ -1,0 +1,77 @@
+"""The app's database engine: its options, its pool, and its end with each request, job and forked process."""
+
+import os
+import weakref
+
+from flask import Flask
+from sqlalchemy.exc import SQLAlchemyError
+
+from afterhours_service.config import Settings
+from afterhours_service.stores.connection import give_back
+from afterhours_service.stores.database import (
+    connect_args,
+    db,
+    drop_lost_connections,
+    migrate,
+    replace_closed_connections,
+)
+from afterhours_service.stores.redis import only_logged
+from afterhours_service.telemetry import metrics
+from afterhours_service.telemetry.log import get_logger
+
+logger = get_logger(__name__)
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Give the app its engine, Flask-SQLAlchemy and Flask-Migrate."""
+    app.config["SQLALCHEMY_DATABASE_URI"] = settings.database_url
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {
+        "pool_timeout": 2,  # seconds
+        "hide_parameters": True,  # errors are logged, and parameters say where members are
+        "connect_args": connect_args(
+            settings.database_url,
+            "statement_timeout=5s",
+            "lock_timeout=2s",
+            "idle_in_transaction_session_timeout=10s",
+            connect_timeout=3,
+            # Give up a database host that vanished after seconds rather than minutes.
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+            tcp_user_timeout=10_000,  # milliseconds
+            application_name="after-hours",
+        ),
+    }
+    db.init_app(app)
+    # Flask runs these in reverse order, and so before the extension's own teardown, which raises on a lost connection.
+    for teardown in (_roll_back_session, give_back):
+        app.teardown_appcontext(only_logged("connection not returned to the pool")(teardown))
+    with app.app_context():
+        replace_closed_connections(db.engine)
+        drop_lost_connections(db.engine)
+        metrics.watch_pool(db.engine)
+    migrate.init_app(app, db, compare_type=True)
+    _dispose_in_children(app)
+
+
+def _roll_back_session(_error: BaseException | None) -> None:
+    """Roll back what a request or job has only read; a lost connection must not turn its answer into a failure."""
+    if not db.session.registry.has():
+        return
+    try:
+        db.session.rollback()
+    except SQLAlchemyError as error:
+        db.session().invalidate()
+        logger.warning("database away", error=type(error).__name__)
+
+
+def _dispose_in_children(app: Flask) -> None:
+    """Give a forked child database connections of its own: two processes cannot share one."""
+    reference = weakref.ref(app)
+
+    def dispose() -> None:
+        if parent := reference():
+            with parent.app_context():
+                db.engine.dispose(close=False)
+
+    os.register_at_fork(after_in_child=dispose)
