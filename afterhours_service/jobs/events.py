@@ -1,8 +1,8 @@
 """Events for the host's chat service, published after the commit.
 
-Between commit and publication a process may be overtaken by another. So Redis keeps, for half an hour, which sessions'
-expiries were published, and when a session was extended or ended, if that was. A script looks and publishes in one
-step: an expiry is published once, whoever is late, and no warning follows what made it untrue.
+Processes publish in any order. So Redis remembers for half an hour which sessions' expiries were published, and when a
+session was last extended or ended. A script checks that and publishes in one step: an expiry is published once, and no
+warning follows a change that made it untrue.
 """
 
 import json
@@ -15,11 +15,12 @@ from redis.client import Pipeline
 from afterhours_service.text import isoformat
 
 CHANNEL = "after_hours:events"
-PUBLISHED = "after-hours:published"  # a sorted set: a session and the moment it changed, or its expiry was published
+PUBLISHED = "after-hours:published"  # a sorted set: a session by its last change, and `…/expired` by its publication
 PUBLISHED_SECONDS = 1800
 
-# First published, then noted; a Redis that is full does the one without the other: that an event is doubled does less
-# harm than that it is lost. One that may not be written to, a replica, refuses the script with its second command.
+# 'once' skips an expiry that was published; 'unless changed' skips a warning older than the session's last change.
+# Publish first, then record: if Redis is full, pcall lets the record fail, as a duplicate harms less than a lost event.
+# ZREMRANGEBYSCORE comes before both: a read-only replica refuses it, and nothing is published there.
 _PUBLISH = """
 local when = ARGV[1]
 local now = tonumber(redis.call('TIME')[1])
@@ -44,7 +45,7 @@ redis.call('EXPIRE', KEYS[2], ARGV[2])
 class Event(NamedTuple):
     """An event about a session.
 
-    at: when the database decided it. payload: but for the session; datetimes are written as clients read them.
+    at: when the database decided it. payload: without the session's id; datetimes are sent as ISO 8601.
     """
 
     member_id: str
@@ -54,7 +55,7 @@ class Event(NamedTuple):
 
 
 def publish(pipeline: Pipeline, kind: str, member_id: str, **payload: Any) -> None:
-    """Put one event into the trip to Redis.
+    """Add one event to the pipeline.
 
     kind: the part after `after_hours:`, such as `session_started`.
     """
@@ -62,29 +63,29 @@ def publish(pipeline: Pipeline, kind: str, member_id: str, **payload: Any) -> No
 
 
 def publish_change(pipeline: Pipeline, kind: str, event: Event) -> None:
-    """Put an event into the trip after which no earlier warning of the session's expiry is true."""
+    """Add the event of an extension or an end to the pipeline; earlier warnings are not published after it."""
     _publish(pipeline, "always", kind, [event])
 
 
 def publish_once(pipeline: Pipeline, kind: str, events: Iterable[Event]) -> None:
-    """Put the expiries of sessions into the trip; those that are published by then are left out."""
+    """Add the expiries of sessions to the pipeline; Redis skips those that were published before."""
     _publish(pipeline, "once", kind, events)
 
 
 def publish_unless_changed(pipeline: Pipeline, kind: str, events: Iterable[Event]) -> None:
-    """Put warnings into the trip; those whose session has changed since are left out."""
+    """Add warnings to the pipeline; Redis skips those whose session has changed since."""
     _publish(pipeline, "unless changed", kind, events)
 
 
 def _publish(pipeline: Pipeline, when: str, kind: str, events: Iterable[Event]) -> None:
-    """Put many events into the trip as one command: one for each would take more time than to end the sessions."""
+    """Add events as one command: one command each would take longer than to end the sessions."""
     now = isoformat(datetime.now(UTC))
-    given: list[str] = []
+    arguments: list[str] = []
     for event in events:
         payload = {"sessionId": event.session_id, **event.payload}
-        given += (event.session_id, repr(event.at.timestamp()), _json(kind, event.member_id, payload, now))
-    if given:
-        pipeline.eval(_PUBLISH, 2, CHANNEL, PUBLISHED, when, PUBLISHED_SECONDS, *given)
+        arguments += (event.session_id, repr(event.at.timestamp()), _json(kind, event.member_id, payload, now))
+    if arguments:
+        pipeline.eval(_PUBLISH, 2, CHANNEL, PUBLISHED, when, PUBLISHED_SECONDS, *arguments)
 
 
 def _json(kind: str, member_id: str, payload: Mapping[str, Any], now: str) -> str:

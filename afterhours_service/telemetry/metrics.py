@@ -66,7 +66,7 @@ POOL_LIMIT = Gauge(
 SCHEDULER_ACTIVE = Gauge(
     "after_hours_scheduler_active", "1 where this scheduler is the active one.", multiprocess_mode="livemax"
 )
-HANDED_OVER = Counter("after_hours_scheduler_jobs_total", "Due timers and periodic jobs handed to their queues.")
+JOBS_ENQUEUED = Counter("after_hours_scheduler_jobs_total", "Due timers and periodic jobs handed to their queues.")
 
 # There from the start, so that the first one is an increase.
 for _reason in ("user", "operator", "timeout"):
