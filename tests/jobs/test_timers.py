@@ -32,7 +32,7 @@ from afterhours_service.jobs.scheduler import (
     Periodic,
     Scheduler,
 )
-from afterhours_service.jobs.timers import QUEUED_SECONDS, SCHEDULED, Timer, arm_timer, disarm_timer
+from afterhours_service.jobs.timers import QUEUED_SECONDS, SCHEDULED, Timer, Timers, arm_timer, disarm_timer
 from afterhours_service.jobs.worker import Worker
 from afterhours_service.sessions import jobs
 from afterhours_service.telemetry import log
@@ -77,6 +77,17 @@ def test_a_due_timer_is_handed_over_and_one_to_come_is_not(redis: Redis, schedul
     assert queued(redis, TIMERS_QUEUE) == ["session-timer-due"]
     assert "session-timer-to-come" in scheduled(redis)
     assert "session-timer-due" not in scheduled(redis)
+
+
+def test_the_timers_of_another_feature_are_enqueued_too(redis: Redis, scheduler: Scheduler) -> None:
+    timers = Timers("other-timer-")
+    timers.job(jobs.session_timer)
+    with redis.pipeline() as pipeline:
+        arm_timer(pipeline, timers.at(7))
+        arm_timer(pipeline, timers.second_try(7, 8))
+        pipeline.execute()
+    scheduler.tick()
+    assert queued(redis, TIMERS_QUEUE) == ["other-timer-7", "other-timer-7-at-8"]
 
 
 def test_arming_again_changes_nothing_and_disarming_leaves_nothing(redis: Redis) -> None:
