@@ -6,6 +6,7 @@ from afterhours_service.blueprint import after_hours
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
 from afterhours_service.monitoring import health, status
+from afterhours_service.sessions import jobs as _session_jobs  # noqa: F401 - gives the session timers their job
 from afterhours_service.stores import engine, objects, redis
 from afterhours_service.telemetry import log
 from afterhours_service.web import docs_page, errors, headers, limits, openapi, photo_links, request_log

@@ -30,8 +30,9 @@ from rq.job import Job
 
 from afterhours_service.jobs.events import CHANNEL
 from afterhours_service.jobs.jobs import QUEUES
-from afterhours_service.jobs.scheduler import Scheduler
-from afterhours_service.jobs.timers import SCHEDULED, Timer, arm_timer
+from afterhours_service.jobs.scheduler import LEASE, Scheduler
+from afterhours_service.jobs.timers import SCHEDULED, arm_timer
+from afterhours_service.sessions.deadlines import TIMERS
 from tests.conftest import ROOT
 from tests.factories import PLACE, SECRET, Factory, bearer
 from tests.outages import OwnValkey
@@ -154,7 +155,7 @@ def has_ended(factory: Factory, member: str) -> bool:
 
 def arm_due_timer(redis: Redis) -> None:
     with redis.pipeline() as trip:
-        arm_timer(trip, Timer("session-timer-1", 1, "afterhours_service.sessions.jobs.session_timer", (1,)))
+        arm_timer(trip, TIMERS.at(1))
         trip.execute()
 
 
@@ -302,7 +303,7 @@ class TestRedisAway:
         """Worker and scheduler for a Redis that is silent, the API for the other half of a request."""
         processes = run("worker"), run("scheduler")
         web, url = run.web()
-        eventually(lambda: redis.exists(Scheduler.scheduler_lock_key) and redis.scard("rq:workers"))
+        eventually(lambda: redis.exists(LEASE) and redis.scard("rq:workers"))
         host, port = url.split("/")[2].split(":")
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(b"POST /api/after-hours/session/start HTTP/1.1\r\nContent-Le")
@@ -315,7 +316,7 @@ class TestRedisAway:
 
 def test_of_two_schedulers_the_second_takes_over_when_the_first_stops(run: Run, redis: Redis) -> None:
     def holder() -> Any:
-        return redis.get(Scheduler.scheduler_lock_key)
+        return redis.get(LEASE)
 
     schedulers = {
         process.says(r'"name": "(\w+)"')[1].encode(): process for process in (run("scheduler"), run("scheduler"))

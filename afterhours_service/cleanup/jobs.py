@@ -1,7 +1,7 @@
-"""The nightly cleanup as a chain of jobs, each a slice of it.
+"""The nightly cleanup as a chain of jobs, each of which does a slice and enqueues the next.
 
-Redis keeps how far the night has come, and the one slice that may go on with it. So a chain that broke off, because its
-worker was killed or Redis lost the next job, is taken up where it was; and of two that go on, one stops.
+Redis keeps the progress and the id of the one slice that may continue. So a chain that broke, because its worker was
+killed or Redis lost the next job, is resumed where it stopped; and if there are two chains, one of them stops.
 """
 
 import json
@@ -9,6 +9,8 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from typing import cast
+
+from rq import Retry
 
 from afterhours_service.cleanup import service
 from afterhours_service.cleanup.service import Busy, Round
@@ -22,15 +24,16 @@ logger = get_logger(__name__)
 KEY = "after-hours:cleanup"
 SEEN = "after-hours:cleanup-seen"
 SLICE_SECONDS = 0.2  # a timer that falls due meanwhile waits no longer
-TRIES = 10  # to take a night up, or to work off what was left: half a minute to a minute apart
-SLICE_TRIES = 3
+TRIES = 10  # to resume a cleanup, or to retry the rows it left: half a minute to a minute apart
+SLICE_RETRIES = 2
 
 
 @dataclass
 class Night:
-    """A cleanup that is not finished yet: its present round, and which slice may go on with it.
+    """A cleanup that is not finished yet.
 
-    left: by the round before.
+    round: the current one. left: how many rows the previous round failed to delete. began_at: seconds since the epoch.
+    slice: the id of the one that may continue.
     """
 
     round: Round = field(default_factory=Round)
@@ -42,15 +45,15 @@ class Night:
 
 @job
 def cleanup() -> None:
-    """Begin the night."""
-    _go_on(Night())
+    """Begin a cleanup."""
+    _continue(Night())
 
 
 @job
 def cleanup_slice(slice_: str) -> None:
-    """Clean up for a moment, then come back behind the waiting timers.
+    """Clean up for SLICE_SECONDS, then enqueue the next slice behind the waiting timers.
 
-    What was left at the end of a round gets another one.
+    Rows that a round failed to delete get another round.
     """
     night = _unfinished()
     if night is None or night.slice != slice_:
@@ -60,18 +63,18 @@ def cleanup_slice(slice_: str) -> None:
         try:
             service.run(round_, SLICE_SECONDS)
         except Busy:
-            logger.info("another cleanup is at work")
+            logger.info("another cleanup is running")
             return
         finally:
             finished = round_.step is None and not round_.left
             run.update({step: rows - before[step] for step, rows in round_.counts.items()})
             run["done"] = finished
     if round_.step:
-        _go_on(night)
+        _continue(night)
     elif round_.left:
         logger.warning("cleanup left rows", left=round_.left, **round_.counts)
         night.round, night.left = Round(counts=round_.counts), round_.left
-        _save(night)  # `resume` takes it up
+        _save(night)  # `resume` continues
     else:
         current_redis().delete(KEY)
         logger.info("cleanup finished", seconds=round(time.time() - night.began_at, 1), **round_.counts)
@@ -79,7 +82,10 @@ def cleanup_slice(slice_: str) -> None:
 
 @job
 def resume() -> None:
-    """Take up a night that has stood still since this was last called."""
+    """Resume a cleanup that has made no progress since this last ran.
+
+    RQ's Retry cannot do it: it does not wait between tries, and loses them when Redis loses the job.
+    """
     redis = current_redis()
     night = _unfinished()
     if night is None:
@@ -91,13 +97,13 @@ def resume() -> None:
         redis.delete(KEY)
         logger.error("cleanup did not finish", step=night.round.step, left=night.left, **night.round.counts)
         return
-    logger.info("cleanup taken up", step=night.round.step, tries=night.tries)
-    _go_on(night)
+    logger.info("cleanup resumed", step=night.round.step, tries=night.tries)
+    _continue(night)
 
 
-def _go_on(night: Night) -> None:
+def _continue(night: Night) -> None:
     _save(night)
-    enqueue(MAINTENANCE_QUEUE, cleanup_slice, night.slice, tries=SLICE_TRIES)
+    enqueue(MAINTENANCE_QUEUE, cleanup_slice, night.slice, retry=Retry(max=SLICE_RETRIES))
 
 
 def _save(night: Night) -> None:

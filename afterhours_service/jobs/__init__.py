@@ -1,1 +1,1 @@
-"""What every job needs: queues, timers, the worker, the scheduler, events and the record of runs."""
+"""All that runs on RQ: queues, timers, the worker, the scheduler; events, and the record of periodic runs."""

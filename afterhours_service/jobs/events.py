@@ -1,8 +1,8 @@
 """Events for the host's chat service, published after the commit.
 
-Between commit and publication a process may be overtaken by another. So Redis keeps, for half an hour, which sessions'
-ends were published, and when a session was extended, if it was. A script looks and publishes in one step: an end is
-published once, whoever is late; nothing of a session follows it; and no warning follows what made it untrue.
+Processes publish in any order. So Redis remembers for half an hour which sessions' ends were published, and when a
+session was last extended. A script checks that and publishes in one step: an end is published once, nothing of a
+session follows its end, and no warning follows an extension that made it untrue.
 """
 
 import json
@@ -15,13 +15,12 @@ from redis.client import Pipeline
 from afterhours_service.text import isoformat
 
 CHANNEL = "after_hours:events"
-PUBLISHED = "after-hours:published"  # a sorted set: a session and the moment it was extended, or its end was published
+PUBLISHED = "after-hours:published"  # a sorted set: a session by its last extension, and `…/over` by its end
 PUBLISHED_SECONDS = 1800
 
-# First published, then noted; a Redis that is full does the one without the other: that an event is doubled does less
-# harm than that it is lost. One that may not be written to, a replica, refuses the script with its second command.
-# First published, then noted; a Redis that is full does the one without the other: that an event is doubled does less
-# harm than that it is lost. One that may not be written to, a replica, refuses the script with its second command.
+# Nothing of a session follows its end; a warning is skipped if it is older than the session's last extension.
+# Publish first, then record: if Redis is full, pcall lets the record fail, as a duplicate harms less than a lost event.
+# ZREMRANGEBYSCORE comes before both: a read-only replica refuses it, and nothing is published there.
 _PUBLISH = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1])
@@ -45,8 +44,8 @@ redis.call('EXPIRE', KEYS[2], ARGV[1])
 class Event(NamedTuple):
     """An event about a session.
 
-    kind: the part after `after_hours:`, such as `session_started`. at: when the database decided it. payload: but for
-    the session; datetimes are written as clients read them.
+    kind: the part after `after_hours:`, such as `session_started`. at: when the database decided it. payload: without
+    the session's id; datetimes are sent as ISO 8601.
     """
 
     kind: str
@@ -57,16 +56,16 @@ class Event(NamedTuple):
 
 
 def publish(pipeline: Pipeline, *events: Event) -> None:
-    """Put events into the trip, in this order, but for those that others have made untrue by then.
+    """Add events to the pipeline, in this order; Redis skips those that are no longer true.
 
-    As one command: one for each would take more time than to end the sessions.
+    They are one command: one command each would take longer than to end the sessions.
     """
     now = isoformat(datetime.now(UTC))
-    given: list[str] = []
+    arguments: list[str] = []
     for event in events:
-        given += (event.kind, event.session_id, repr(event.at.timestamp()), _json(event, now))
-    if given:
-        pipeline.eval(_PUBLISH, 2, CHANNEL, PUBLISHED, PUBLISHED_SECONDS, *given)
+        arguments += (event.kind, event.session_id, repr(event.at.timestamp()), _json(event, now))
+    if arguments:
+        pipeline.eval(_PUBLISH, 2, CHANNEL, PUBLISHED, PUBLISHED_SECONDS, *arguments)
 
 
 def _json(event: Event, now: str) -> str:

@@ -1,4 +1,4 @@
-"""Jobs: the queues, and functions that bring their own application context."""
+"""Jobs: the queues, how to enqueue, and the decorator that gives a job its application context."""
 
 import functools
 import time
@@ -7,36 +7,28 @@ from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from flask import Flask, current_app, has_app_context
-from rq import Queue, get_current_job
-from rq import Retry as RqRetry
+from rq import Queue, Retry, get_current_job
 from werkzeug.utils import import_string
 
-from afterhours_service.stores.redis import current_redis, wait_as_workers_do
+from afterhours_service.stores.redis import current_redis, use_worker_timeout
 from afterhours_service.telemetry import metrics
-from afterhours_service.telemetry.log import get_logger
-
-logger = get_logger(__name__)
 
 P = ParamSpec("P")
-
 R = TypeVar("R")
 
 TIMERS_QUEUE = "after-hours-timers"
-
 MAINTENANCE_QUEUE = "after-hours-maintenance"
-
 QUEUES = (TIMERS_QUEUE, MAINTENANCE_QUEUE)  # timers first
 
 JOB_TIMEOUT_SECONDS = 30
 
-FAILURE_SECONDS = 3600  # how long a failed job can be looked at
+FAILURE_SECONDS = 3600  # how long a failed job is kept
 
 
-def enqueue(queue: str, function: Callable[..., Any], *arguments: str, tries: int = 1) -> None:
+def enqueue(queue: str, function: Callable[..., Any], *arguments: str, retry: Retry | None = None) -> None:
     """Put a job at the end of a queue.
 
-    tries: how often RQ runs it, should it fail, or its worker die. Raises RedisError when
-    Redis is away.
+    retry: how often RQ runs it again if it fails or its worker dies. Raises RedisError when Redis is away.
     """
     Queue(queue, connection=current_redis()).enqueue(
         function,
@@ -44,30 +36,19 @@ def enqueue(queue: str, function: Callable[..., Any], *arguments: str, tries: in
         job_timeout=JOB_TIMEOUT_SECONDS,
         result_ttl=0,
         failure_ttl=FAILURE_SECONDS,
-        retry=RqRetry(max=tries - 1) if tries > 1 else None,
+        retry=retry,
     )
 
 
-@functools.cache
-def _own_app() -> Flask:
-    """Make the app of a process that nobody made one for, such as a plain `rq worker`.
-
-    By name, as jobs are: the factory stands on the top floor, and joins this module too.
-    """
-    app: Flask = import_string("afterhours_service:create_app")()
-    wait_as_workers_do(app)
-    return app
-
-
 def job(function: Callable[P, R]) -> Callable[P, R]:
-    """Give a job's function an application context of its own, and the request id of who asked for it."""
+    """Run a job in an application context of its own, with the id of the request that led to it in its log lines."""
 
     @functools.wraps(function)
     def in_context(*args: P.args, **kwargs: P.kwargs) -> R:
         running = get_current_job()
         request_id = running.meta.get("request_id") if running else None
         app = current_app if has_app_context() else _own_app()
-        # A context for each job: with it end its database session and transaction.
+        # A new context for each job, so that its database session and transaction end with it.
         with structlog.contextvars.bound_contextvars(job=function.__name__, request_id=request_id), app.app_context():
             begin, outcome = time.perf_counter(), "failed"
             try:
@@ -79,3 +60,14 @@ def job(function: Callable[P, R]) -> Callable[P, R]:
                 metrics.JOB_SECONDS.labels(function.__name__).observe(time.perf_counter() - begin)
 
     return in_context
+
+
+@functools.cache
+def _own_app() -> Flask:
+    """Make the app of a process that has none, such as a plain `rq worker`.
+
+    The factory is named by a string, as it imports this module.
+    """
+    app: Flask = import_string("afterhours_service:create_app")()
+    use_worker_timeout(app)
+    return app

@@ -1,4 +1,4 @@
-"""What the periodic jobs did, wherever they ran: kept in Redis, for metrics and operators."""
+"""The record of periodic jobs' runs, kept in Redis for metrics and operators, whichever process ran them."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ KEY = "after-hours:runs"
 class Run:
     """A periodic job's record since Redis was last emptied.
 
-    finished_at: when a run last came to its end, in seconds since the epoch. seconds: the time all runs took.
+    finished_at: when a run last finished, in seconds since the epoch. seconds: how long all runs took together.
     """
 
     finished_at: float | None = None
@@ -28,25 +28,25 @@ class Run:
 
 @contextmanager
 def recorded(job: str) -> Iterator[dict[str, int | bool]]:
-    """Time a run, and record the rows that the caller puts into the yielded dict.
+    """Time a run, and record the row counts that the caller puts into the yielded dict.
 
-    done: put False there when the run was a slice, and more is left. A run that raises is not recorded.
+    Put `done: False` there if the run was a slice and more is left. A run that raises is not recorded.
     """
     begin = time.monotonic()
     counts: dict[str, int | bool] = {}
     yield counts
     done = counts.pop("done", True)
-    with after_commit() as trip:
-        trip.hincrbyfloat(KEY, f"{job} seconds", time.monotonic() - begin)
+    with after_commit() as pipeline:
+        pipeline.hincrbyfloat(KEY, f"{job} seconds", time.monotonic() - begin)
         for what, rows in counts.items():
-            trip.hincrby(KEY, f"{job} rows {what}", int(rows))
+            pipeline.hincrby(KEY, f"{job} rows {what}", int(rows))
         if done:
-            trip.hincrby(KEY, f"{job} finished", 1)
-            trip.hset(KEY, f"{job} finished_at", str(time.time()))
+            pipeline.hincrby(KEY, f"{job} finished", 1)
+            pipeline.hset(KEY, f"{job} finished_at", str(time.time()))
 
 
 def recorded_runs(redis: Redis) -> dict[str, Run]:
-    """Return the record of each job that ever ran. Raises RedisError."""
+    """Return the record of each job, by its name. Raises RedisError."""
     runs: dict[str, Run] = {}
     entries = cast("Mapping[bytes, bytes]", redis.hgetall(KEY))
     for name, value in sorted(entries.items()):

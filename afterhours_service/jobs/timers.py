@@ -1,11 +1,10 @@
-"""Timers on rq-scheduler: arm and disarm in the pipeline after a commit.
+"""Timers: jobs that rq-scheduler's sorted set holds until their second has come.
 
-The mechanism only: which seconds a session needs is in `sessions/deadlines.py`.
+This is the mechanism only. Which seconds a feature needs is the feature's own business, such as
+`sessions/deadlines.py`.
 """
 
-import functools
-import pickle
-import pickletools
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import structlog
@@ -14,83 +13,114 @@ from redis.client import Pipeline
 from rq.job import Job, JobStatus
 from rq_scheduler import Scheduler as RqScheduler
 
-from afterhours_service.jobs.jobs import FAILURE_SECONDS, JOB_TIMEOUT_SECONDS, TIMERS_QUEUE
-from afterhours_service.telemetry.log import get_logger
-
-logger = get_logger(__name__)
+from afterhours_service.jobs.jobs import FAILURE_SECONDS, JOB_TIMEOUT_SECONDS, TIMERS_QUEUE, job
 
 SCHEDULED: str = RqScheduler.scheduled_jobs_key
 
-PREFIX = "session-timer-"  # of the ids of all timers: what has another is not ours
-
-QUEUED_SECONDS = 120  # a timer that nobody worked off for so long is left to the reconciliation
+QUEUED_SECONDS = 120  # a timer that waits longer in its queue expires: the reconciliation does its work
 
 CHUNK = 1000
 
-# Two keys, the scheduler's and the job's; the timer's id and second, then fields and values of the job. The description
-# is for a worker on a terminal, which cannot do without.
-_ARM = f"""
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
-redis.call('HSET', KEYS[2], 'status', '{JobStatus.SCHEDULED.value}', 'origin', '{TIMERS_QUEUE}',
-    'description', ARGV[1], 'timeout', {JOB_TIMEOUT_SECONDS}, 'ttl', {QUEUED_SECONDS}, 'result_ttl', 0,
-    'failure_ttl', {FAILURE_SECONDS}, unpack(ARGV, 3))
-"""
-
-# The job's hash goes with the entry; without one, a worker is at the job, or is about to be.
+# One step, so that the hash of a job that was enqueued already is kept for its worker.
 _DISARM = "if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then redis.call('DEL', KEYS[2]) end"
+
+_prefixes: set[bytes] = set()
 
 
 class Timer(NamedTuple):
-    """A function to be called at a second, once however often it is armed.
+    """A function to be called at a second, once however often the timer is armed.
 
-    id: begins with PREFIX; letters, digits, - and _ only (RQ's rule). at: seconds since the epoch. function: its dotted
-    path.
+    id: begins with a feature's prefix; letters, digits, - and _ only (RQ's rule). at: seconds since the epoch.
     """
 
     id: str
     at: int
-    function: str
+    function: Callable[..., object]
     args: tuple[Any, ...]
 
 
-def arm_timer(pipeline: Pipeline, timer: Timer) -> None:
-    """Put the timer into the trip; arming it again changes nothing.
+class Timers:
+    """A feature's timers: at most one for each second of the clock, which means "do what is due by now".
 
-    Writes the job as RQ's `Job.save` does, but for what RQ makes up for when it reads it: a tenth of the CPU, and a
-    third of the memory, as Redis keeps a hash of short values in one piece.
+    prefix: begins the ids, such as `session-timer-`; the scheduler enqueues what has a known prefix, and leaves the
+    rest of the sorted set alone.
     """
-    fields = {"data": _call(timer.function, timer.args)}
-    if request_id := structlog.contextvars.get_contextvars().get("request_id"):
-        fields["meta"] = pickle.dumps({"request_id": request_id}, protocol=3)
-    given = [value for field in fields.items() for value in field]
-    pipeline.eval(_ARM, 2, SCHEDULED, Job.key_for(timer.id), timer.id, timer.at, *given)
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self._function: Callable[[int], None] | None = None
+        _prefixes.add(prefix.encode())
+
+    def job(self, function: Callable[[int], None]) -> Callable[[int], None]:
+        """Make `function` the job that the timers run, with their second as its argument.
+
+        A decorator, because that job imports the service that arms the timers. `create_app` imports the job.
+        """
+        self._function = job(function)
+        return self._function
+
+    def at(self, second: int) -> Timer:
+        """Return the timer of a second since the epoch. Raises RuntimeError when the timers have no job."""
+        return self._timer(str(second), second, second)
+
+    def second_try(self, second: int, at: int) -> Timer:
+        """Return a timer that runs the job of `second` again, at a later one.
+
+        It has another id: when a job ends, RQ deletes the hash of its id.
+        """
+        return self._timer(f"{second}-at-{at}", at, second)
+
+    def _timer(self, name: str, at: int, second: int) -> Timer:
+        if self._function is None:
+            raise RuntimeError(f"no job is imported for the timers {self.prefix}*")
+        return Timer(f"{self.prefix}{name}", at, self._function, (second,))
 
 
-@functools.lru_cache(maxsize=1000)  # sessions that begin together end together
-def _call(function: str, args: tuple[Any, ...]) -> bytes:
-    """Return a call as RQ reads it; one of `session_timer` has the 64 bytes that are allowed in a hash in one piece."""
-    return pickletools.optimize(pickle.dumps((function, None, args, {}), protocol=3))
+def is_timer(job_id: bytes) -> bool:
+    """Tell whether an entry of the scheduler's sorted set is a timer of ours, by its prefix."""
+    return job_id.startswith(tuple(_prefixes))
+
+
+def arm_timer(pipeline: Pipeline, timer: Timer) -> None:
+    """Add the timer to the pipeline; arming it again changes nothing."""
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    job = Job.create(
+        timer.function,
+        timer.args,
+        id=timer.id,
+        connection=pipeline,
+        origin=TIMERS_QUEUE,
+        status=JobStatus.SCHEDULED,
+        description=timer.id,
+        timeout=JOB_TIMEOUT_SECONDS,
+        ttl=QUEUED_SECONDS,
+        result_ttl=0,
+        failure_ttl=FAILURE_SECONDS,
+        meta={"request_id": request_id} if request_id else None,
+    )
+    job.save(pipeline=pipeline)  # before the entry: the scheduler drops one that has no job
+    pipeline.zadd(SCHEDULED, {timer.id: timer.at})
 
 
 def disarm_timer(pipeline: Pipeline, timer_id: str) -> None:
-    """Put the removal of the timer into the trip; one that is not armed, or handed over already, is left alone."""
+    """Add the removal of the timer to the pipeline; one that is not armed, or was enqueued already, is left alone."""
     pipeline.eval(_DISARM, 2, SCHEDULED, Job.key_for(timer_id), timer_id)
 
 
 def armed_timers(redis: Redis, prefix: str) -> set[str]:
-    """Return the ids of the armed timers that start with `prefix`, and whose job is there to be run."""
+    """Return the ids of the armed timers that start with `prefix` and whose job exists. Raises RedisError."""
     scheduled = cast("list[bytes]", redis.zrange(SCHEDULED, 0, -1))
     ids = [raw.decode() for raw in scheduled if raw.startswith(prefix.encode())]
-    whole: set[str] = set()
+    armed: set[str] = set()
     for start in range(0, len(ids), CHUNK):
         chunk = ids[start : start + CHUNK]
         pipeline = redis.pipeline(transaction=False)
         for timer_id in chunk:
             pipeline.exists(Job.key_for(timer_id))
-        whole.update(timer_id for timer_id, there in zip(chunk, pipeline.execute(), strict=True) if there)
-    return whole
+        armed.update(timer_id for timer_id, exists in zip(chunk, pipeline.execute(), strict=True) if exists)
+    return armed
 
 
 def count_armed(redis: Redis) -> int:
-    """Return how many timers and periodic jobs the scheduler holds."""
+    """Return how many timers and periodic jobs the scheduler holds. Raises RedisError."""
     return cast("int", redis.zcard(SCHEDULED))

@@ -1,8 +1,8 @@
-"""Which seconds a session needs a timer for, and how the timers follow the sessions.
+"""Which seconds need a timer for a session, and how the timers follow the sessions.
 
 A timer belongs to a whole second of the clock, not to a session: it means "do what is due by now". Sessions that share
-a second share its timer, arming twice changes nothing, and no timer can end a session early. The idea is the timing
-wheel's (Varghese and Lauck, SOSP 1987).
+a second share its timer, arming twice changes nothing, and no timer can end a session early. This is a timing wheel
+(Varghese and Lauck, SOSP 1987).
 """
 
 import math
@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service.config import current_settings
-from afterhours_service.jobs.timers import PREFIX, Timer, arm_timer, armed_timers, disarm_timer
+from afterhours_service.jobs.timers import Timers, arm_timer, armed_timers, disarm_timer
 from afterhours_service.sessions import queries, rules
 from afterhours_service.stores.redis import after_commit, current_redis, is_redis_away, only_logged, send
 from afterhours_service.telemetry import metrics
@@ -23,11 +23,16 @@ from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 
-CHUNK = 500  # timers a trip to Redis arms: few enough to be there within its timeout
+TIMERS = Timers("session-timer-")  # sessions/jobs.py has their job
+
+CHUNK = 500  # timers that one pipeline arms: few enough for the client's timeout
 
 
 class Comparison(NamedTuple):
-    """How many timers are armed, how many needed; the seconds since the epoch that lack one; how many are too many."""
+    """The armed timers against the expected ones.
+
+    missing: the seconds since the epoch that lack a timer. surplus: how many timers no session needs.
+    """
 
     armed: int
     expected: int
@@ -35,38 +40,38 @@ class Comparison(NamedTuple):
     surplus: int
 
 
-def arm(trip: Pipeline, expires_at: datetime) -> None:
-    """Arm the timers of the expiry and of the warning before it."""
+def arm(pipeline: Pipeline, expires_at: datetime) -> None:
+    """Add the timers of an expiry, and of the warning before it, to the pipeline."""
     for second in _seconds(expires_at):
-        arm_timer(trip, _timer(second))
+        arm_timer(pipeline, TIMERS.at(second))
         metrics.TIMERS.labels("armed").inc()
 
 
-@only_logged("timers left as they are")
+@only_logged("timers not released")
 def release(expires_at: datetime, needed: Collection[int] | None = None) -> None:
-    """Cancel the timers of an expiry that no longer stands, but for those that another session needs.
+    """Disarm the timers of an expiry that no longer applies, except those that another session needs.
 
-    needed: the seconds that others needed when it was left; asked for when it is left out. First cancelled, then asked
-    once more: in this order no interleaving with a start loses a timer. Sessions that leave a second at the same moment
-    may find each other there, and leave its timer behind: one too many does no harm.
+    needed: the seconds that others needed in the transaction that changed the expiry; queried when left out. Disarm
+    first, then query again: in this order no concurrent start loses its timer. Two sessions that leave a second at
+    once may each see the other, and leave its timer armed. A surplus timer does no harm.
     """
     seconds = _seconds(expires_at)
     needed = _needed(seconds) if needed is None else needed
     released = [second for second in seconds if second not in needed]
     if not released or is_redis_away():
         return
-    with after_commit() as trip:
+    with after_commit() as pipeline:
         for second in released:
-            disarm_timer(trip, _timer(second).id)
+            disarm_timer(pipeline, TIMERS.at(second).id)
             metrics.TIMERS.labels("released").inc()
-    _arm_all(_needed(released))  # what Redis refuses is left to the reconciliation
+    _arm_all(_needed(released))  # if Redis refuses, the reconciliation arms them
 
 
 def reconcile() -> int:
-    """Arm the timers of active sessions that Redis lacks, and return how many those were.
+    """Arm the timers of active sessions that are missing, and return how many those were.
 
-    And, uncounted, a look for each moment at which whoever is to tell of an expiry by then is taken for dead. Raises
-    RedisError when Redis is away, or refuses a timer.
+    Also arm a timer, not counted, for each second at which a publish lease expires, to retry then. Raises RedisError
+    when Redis is away or refuses a timer.
     """
     missing = compare().missing
     if not _arm_all({*missing, *queries.untold_seconds()}):
@@ -79,35 +84,27 @@ def compare() -> Comparison:
 
     Raises RedisError when Redis is away.
     """
-    expected = {_timer(second).id: second for second in _expected_seconds()}
-    armed = armed_timers(current_redis(), PREFIX)
+    expected = {TIMERS.at(second).id: second for second in _expected_seconds()}
+    armed = armed_timers(current_redis(), TIMERS.prefix)
     missing = sorted(second for timer_id, second in expected.items() if timer_id not in armed)
     return Comparison(len(armed), len(expected), missing, len(armed - expected.keys()))
 
 
 def arm_again_if_early(second: int) -> None:
-    """Arm a second try when the timer of `second` came before the database's clock did.
+    """Arm a second try if the timer of `second` ran before the database's clock had reached it.
 
-    It came by the scheduler's clock, and so does the second try: as much later as the first was early. Under another
-    id: the end of the job that is running deletes the hash of its own.
+    The scheduler's clock is ahead then, and the second try goes by that clock too: it is as much later as the first
+    was early.
     """
     early = math.ceil(second - queries.now().timestamp())
     if early > 0:
-        at = second + early
-        with after_commit() as trip:
-            arm_timer(trip, Timer(f"{PREFIX}{second}-at-{at}", at, _FUNCTION, (second,)))
+        with after_commit() as pipeline:
+            arm_timer(pipeline, TIMERS.second_try(second, second + early))
 
 
 def warning_lead() -> timedelta:
     """Return how long before the expiry a member is warned."""
     return rules.length(rules.WARNING_MINUTES, current_settings().minute_seconds)
-
-
-_FUNCTION = "afterhours_service.sessions.jobs.session_timer"
-
-
-def _timer(second: int) -> Timer:
-    return Timer(f"{PREFIX}{second}", second, _FUNCTION, (second,))
 
 
 def _seconds(expires_at: datetime) -> tuple[int, int]:
@@ -122,25 +119,25 @@ def _expected_seconds() -> set[int]:
 
 
 def _needed(seconds: Sequence[int]) -> set[int]:
-    """Return the seconds that a session needs; all, when that cannot be told: one timer too many does no harm."""
+    """Return which of the seconds a session needs; all, if that is unknown, as a surplus timer does no harm."""
     if is_redis_away():
         return set(seconds)
     try:
         return queries.needed_seconds(seconds, warning_lead())
     except SQLAlchemyError as error:
-        logger.warning("timers left as they are", error=type(error).__name__)
+        logger.warning("timers not released", error=type(error).__name__)
         return set(seconds)
 
 
 def _arm_all(seconds: Iterable[int]) -> bool:
-    """Arm them, and tell whether Redis took all."""
-    seconds = sorted(seconds)  # the next first, should Redis go away
+    """Arm the seconds' timers, and return whether Redis took all."""
+    seconds = sorted(seconds)  # the next first, in case Redis goes away
     for begin in range(0, len(seconds), CHUNK):
         chunk = seconds[begin : begin + CHUNK]
-        trip = current_redis().pipeline(transaction=False)
+        pipeline = current_redis().pipeline(transaction=False)
         for second in chunk:
-            arm_timer(trip, _timer(second))
-        if not send(trip):
+            arm_timer(pipeline, TIMERS.at(second))
+        if not send(pipeline):
             return False
         metrics.TIMERS.labels("rearmed").inc(len(chunk))
     return True

@@ -1,12 +1,12 @@
-"""What timers and periodic jobs do."""
+"""The jobs of sessions: what their timers run, and the reconciliation."""
 
 from afterhours_service.jobs.jobs import job
 from afterhours_service.sessions import deadlines, service
 
 
-@job
+@deadlines.TIMERS.job
 def session_timer(second: int) -> None:
-    """Do what is due at `second` (since the epoch); come back if the database says it is not that late yet."""
+    """Do what is due at `second` (since the epoch); try again if the database's clock has not reached it yet."""
     service.do_what_is_due()
     deadlines.arm_again_if_early(second)
 

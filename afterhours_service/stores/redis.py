@@ -1,4 +1,4 @@
-"""Redis: the client, the breaker that spares requests a Redis that is away, and the pipeline after a commit."""
+"""Redis: the app's client, a circuit breaker, and the pipeline that is sent after a commit."""
 
 import re
 import threading
@@ -37,17 +37,17 @@ WORKER_TIMEOUT_SECONDS = 5.0
 
 RECONNECT_SECONDS = 1.0
 
-# Codes of answers that say "not this server, or not now": a replica, one that loads, one that lost its replicas …
-# at the beginning, or behind what a pipeline or the script of an older Redis puts before it.
+# Error codes of a server that cannot serve now: a replica, one that is loading, one that lost its replicas. They stand
+# at the start of the message, or after the prefix of a pipeline or of an older Redis's script.
 _NOT_SERVING = re.compile(r"(?:^|caused error: |-)(READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|UNBLOCKED|BUSY) ")
 
-PROBE = "after-hours:probe"  # a key that is never there
+PROBE = "after-hours:probe"  # a key that is never set
 
 WRITE: Command = ("SET", PROBE, "")
 
 
 def connect(settings: Settings, timeout_seconds: float) -> Redis:
-    """Return a client that gives up after `timeout_seconds`, whatever the URL says, without a second try."""
+    """Return a client that times out after `timeout_seconds`, whatever the URL says, and does not retry."""
     redis = Redis.from_url(settings.redis_url, retry=Retry(NoBackoff(), 0))
     timeouts = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
     redis.connection_pool.connection_kwargs.update(timeouts)
@@ -55,20 +55,20 @@ def connect(settings: Settings, timeout_seconds: float) -> Redis:
 
 
 def is_away(error: Exception) -> bool:
-    """Tell whether Redis does not answer, or says that it does not serve: its name may lead to another by now."""
+    """Tell whether Redis does not answer, or answers that it cannot serve."""
     known = ConnectionError | TimeoutError | ReadOnlyError | ClusterDownError  # MASTERDOWN is one of the latter
     return isinstance(error, known) or _NOT_SERVING.search(str(error)) is not None
 
 
 def refusals(redis: Redis, *commands: Command) -> dict[str, str]:
-    """Return which commands Redis would refuse, and the code that it gives: NOPERM, OOM …; none of them is executed.
+    """Return the commands that Redis would refuse, each with its error code, such as NOPERM or OOM; execute none.
 
-    Raises RedisError when Redis does not answer or does not serve.
+    Raises RedisError when Redis does not answer or cannot serve.
     """
     refused: dict[str, str] = {}
     with redis.client() as client:  # type: ignore[no-untyped-call]
-        client.response_callbacks.clear()  # the answer to all is "queued"
-        try:  # permissions and state are checked when a command is put into a transaction
+        client.response_callbacks.clear()  # each command is answered by "QUEUED"
+        try:  # Redis checks permissions and state when it queues a command of a transaction
             client.execute_command("MULTI")
         except NoPermissionError:
             return {"MULTI": "NOPERM"}
@@ -87,9 +87,9 @@ def refusals(redis: Redis, *commands: Command) -> dict[str, str]:
 
 
 class Breaker:
-    """Spares requests a Redis that is away: once it has failed, only a thread of our own asks until it can write.
+    """A circuit breaker: after a failure no request uses Redis until a background thread finds that it takes writes.
 
-    A request therefore meets an unanswering Redis at most once per process and outage.
+    So one request per process and outage waits for the timeout.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -98,7 +98,7 @@ class Breaker:
         self.open = False
 
     def trip(self, error: Exception) -> None:
-        """Let nothing through until Redis serves again, over new connections: its name may lead elsewhere by then."""
+        """Open the breaker until Redis serves again. Drop its connections: the host name may lead elsewhere by then."""
         self._drop_connections()
         with self._lock:
             if self.open:
@@ -114,7 +114,7 @@ class Breaker:
             time.sleep(RECONNECT_SECONDS)
             try:
                 refusals(self._redis, WRITE)
-            except Exception:  # noqa: BLE001 - were this thread to end, the breaker would stay open for ever
+            except Exception:  # noqa: BLE001 - if this thread ended, the breaker would stay open for ever
                 self._drop_connections()
                 continue
             self.open = False
@@ -122,29 +122,29 @@ class Breaker:
             logger.info("redis back")
 
     def _drop_connections(self) -> None:
-        # Those in use are left to whoever uses them, and meets the same error.
+        # Connections in use stay open: their users get the same error.
         with suppress(Exception):
             self._redis.connection_pool.disconnect(inuse_connections=False)
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Give the app its client of Redis, made for requests: short timeouts, no second try, a breaker."""
-    _give(app, settings, HTTP_TIMEOUT_SECONDS)
+    """Give the app a client for requests: a short timeout, no retry, a circuit breaker."""
+    _set_client(app, settings, HTTP_TIMEOUT_SECONDS)
 
 
-def wait_as_workers_do(app: Flask) -> None:
-    """Let what the app does take a Redis that is slow for one that is slow, not away: no member waits for a job."""
-    _give(app, app.extensions["after_hours_settings"], WORKER_TIMEOUT_SECONDS)
+def use_worker_timeout(app: Flask) -> None:
+    """Use the worker's longer Redis timeout: no member waits for a job."""
+    _set_client(app, app.extensions["after_hours_settings"], WORKER_TIMEOUT_SECONDS)
 
 
-def _give(app: Flask, settings: Settings, timeout_seconds: float) -> None:
+def _set_client(app: Flask, settings: Settings, timeout_seconds: float) -> None:
     redis = connect(settings, timeout_seconds)
     app.extensions["after_hours_redis"] = redis
     app.extensions["after_hours_breaker"] = Breaker(redis)
 
 
 def current_redis() -> Redis:
-    """Return the current app's client of Redis."""
+    """Return the current app's Redis client."""
     return cast("Redis", current_app.extensions["after_hours_redis"])
 
 
@@ -153,52 +153,52 @@ def _current_breaker() -> Breaker:
 
 
 def redis_failed(error: Exception) -> None:
-    """Take note that Redis refused; or that it did not answer or serve, so that the next request does not ask."""
+    """Open the breaker if the error means that Redis is away; log any other."""
     if is_away(error):
         _current_breaker().trip(error)
     elif isinstance(error, RedisError):
         logger.warning("redis refused", error=type(error).__name__)
     else:
-        logger.error("redis could not be asked", exc_info=error)
+        logger.error("redis command failed", exc_info=error)
 
 
 def is_redis_away() -> bool:
-    """Tell whether Redis did not answer when last asked."""
+    """Tell whether the breaker is open."""
     return _current_breaker().open
 
 
 @contextmanager
-def only_logged(what: str) -> Iterator[None]:
-    """Log whatever fails inside, and go on: for what follows a commit, and must not fail what was committed."""
+def only_logged(message: str) -> Iterator[None]:
+    """Log any exception under `message`, and continue: what follows a commit must not fail the request."""
     try:
         yield
-    except BaseTimeoutException:  # a job's time is over
+    except BaseTimeoutException:  # the job's time limit
         raise
     except Exception:
-        logger.exception(what)
+        logger.exception(message)
 
 
 @contextmanager
 def after_commit() -> Iterator[Pipeline]:
-    """Collect what a use case tells Redis once it has committed, and send it in one trip, command by command.
+    """Yield a pipeline for the side effects of a commit, and send it at the end of the block, command by command.
 
-    Never raises, whatever fails inside or on the way: what is lost is logged, and made good by the reconciliation.
+    Raises nothing but a job's timeout. What fails is logged, and the reconciliation does it again.
     """
-    trip = current_redis().pipeline(transaction=False)
-    with only_logged("not all was told"):
-        yield trip
-    send(trip)
+    pipeline = current_redis().pipeline(transaction=False)
+    with only_logged("after-commit step failed"):
+        yield pipeline
+    send(pipeline)
 
 
-def send(trip: Pipeline) -> bool:
-    """Send what was collected, and tell whether Redis took it all; never raises."""
+def send(pipeline: Pipeline) -> bool:
+    """Send the pipeline, and return whether every command succeeded. Raises nothing but a job's timeout."""
     if is_redis_away():
         return False
     try:
-        trip.execute()
+        pipeline.execute()
     except BaseTimeoutException:
         raise
-    except Exception as error:  # noqa: BLE001 - what was committed stays so
+    except Exception as error:  # noqa: BLE001 - the commit stands
         redis_failed(error)
         return False
     return True

@@ -1,1 +1,1 @@
-"""What operators read of a running service: log lines and metrics."""
+"""Logs and metrics."""

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on standard error, each with the request's id where there is one."""
+"""Structured logs on standard error: one JSON object per line, with the request's id if there is one."""
 
 import json
 import logging
@@ -12,16 +12,16 @@ import structlog
 from structlog.types import EventDict, Processor
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# PostgreSQL tells the whole row of a violated CHECK, and the line of the statement, with its values, where it stumbled;
-# psycopg2 repeats them, up to an empty line.
+# PostgreSQL's error details quote the row that violates a CHECK, and the line of the statement with its values.
+# psycopg2 includes them in the message, up to an empty line.
 _ROW_DETAIL = re.compile(r"^(DETAIL|CONTEXT|QUERY|LINE \d+):.*?(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
 _handler = logging.StreamHandler()
 
 
 def configure(level: str) -> None:
-    """Send the process's logs, ours and the libraries', through one JSON renderer.
+    """Render all logs of the process, ours and the libraries', as JSON.
 
-    level: a name of the logging module's, such as INFO.
+    level: a level's name, such as INFO.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -39,7 +39,7 @@ def configure(level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    _handler.stream = sys.stderr  # setStream would flush the one before, which may be closed
+    _handler.stream = sys.stderr  # setStream would flush the previous one, which may be closed
     _handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -57,14 +57,14 @@ def configure(level: str) -> None:
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """Return a structured logger; `name` is the module's."""
+    """Return a structured logger. name: the module's."""
     return cast("structlog.stdlib.BoundLogger", structlog.get_logger(name))
 
 
 def request_line(name: str, **fields: str | float | None) -> None:
-    """Write the line of a request that was answered, as the logger `name` would at level INFO.
+    """Log an answered request, as the logger `name` would at level INFO.
 
-    By hand, because there is one for each request: the way that other lines take costs it a tenth of its CPU.
+    Written directly: structlog and logging would take a tenth of a request's CPU.
     """
     if not logging.getLogger(name).isEnabledFor(logging.INFO):
         return
@@ -76,7 +76,7 @@ def request_line(name: str, **fields: str | float | None) -> None:
         "logger": name,
         "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
     }
-    with suppress(OSError, ValueError):  # a log that is full or closed is no failure
+    with suppress(OSError, ValueError):  # a full or closed log must not fail the request
         _handler.stream.write(json.dumps(line) + "\n")
 
 

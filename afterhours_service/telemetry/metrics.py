@@ -1,7 +1,7 @@
-"""What each process counts and times, for Prometheus. No label has a member in it.
+"""The metrics of each process, for Prometheus. No label identifies a member.
 
-Under several gunicorn workers PROMETHEUS_MULTIPROC_DIR joins their numbers; gunicorn.conf.py sets it, before anything
-here is imported.
+With several gunicorn workers, PROMETHEUS_MULTIPROC_DIR adds their numbers up. gunicorn.conf.py sets it before this
+module is imported.
 """
 
 import os
@@ -29,12 +29,12 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REQUESTS = Counter(
     "after_hours_http_requests_total",
-    "Requests by route, status and the catalogue's code, which is empty for a success.",
+    "Requests by route, status and error code (empty for a success).",
     ["method", "route", "status", "code"],
 )
 REQUEST_SECONDS = Histogram(
     "after_hours_http_request_duration_seconds",
-    "Time to answer, without what the server adds.",
+    "Time to answer a request, without the HTTP server's own.",
     ["method", "route"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
@@ -43,32 +43,34 @@ SESSIONS_EXTENDED = Counter("after_hours_sessions_extended_total", "Extensions o
 SESSIONS_ENDED = Counter("after_hours_sessions_ended_total", "Sessions that ended, by reason.", ["reason"])
 EXPIRY_LAG = Histogram(
     "after_hours_expiry_lag_seconds",
-    "From a session's expiry to its end in the database, by that one's clock; it did not count as active meanwhile.",
+    "Time from a session's expiry to its end in the database. The session does not count as active meanwhile.",
     buckets=(0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300),
 )
 TIMERS = Counter(
     "after_hours_timers_total",
-    "Timers armed for a session, released by an early end or an extension, and armed again because they were missing.",
+    "Timers armed for a session, released by an early end or an extension, and rearmed because they were missing.",
     ["action"],
 )
-JOBS = Counter("after_hours_jobs_total", "Jobs that workers ran.", ["job", "outcome"])
+JOBS = Counter("after_hours_jobs_total", "Jobs that workers ran, by outcome.", ["job", "outcome"])
 JOB_SECONDS = Histogram(
-    "after_hours_job_duration_seconds", "Time that a job took.", ["job"], buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30)
+    "after_hours_job_duration_seconds", "Duration of a job.", ["job"], buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30)
 )
 BREAKER_OPEN = Gauge(
-    "after_hours_redis_breaker_open", "1 while requests are spared a Redis that is away.", multiprocess_mode="livemax"
+    "after_hours_redis_breaker_open", "1 while Redis is away and requests do not use it.", multiprocess_mode="livemax"
 )
-BREAKER_TRIPS = Counter("after_hours_redis_breaker_trips_total", "How often Redis stopped answering.")
+BREAKER_TRIPS = Counter(
+    "after_hours_redis_breaker_trips_total", "How often the circuit breaker opened because Redis was away."
+)
 POOL_IN_USE = Gauge("after_hours_database_pool_in_use", "Database connections in use.", multiprocess_mode="livesum")
 POOL_LIMIT = Gauge(
-    "after_hours_database_pool_limit", "Database connections that may be in use.", multiprocess_mode="livesum"
+    "after_hours_database_pool_limit", "Limit of database connections in use.", multiprocess_mode="livesum"
 )
 SCHEDULER_ACTIVE = Gauge(
-    "after_hours_scheduler_active", "1 where this scheduler is the active one.", multiprocess_mode="livemax"
+    "after_hours_scheduler_active", "1 if this scheduler is the active one.", multiprocess_mode="livemax"
 )
-HANDED_OVER = Counter("after_hours_scheduler_jobs_total", "Due timers and periodic jobs handed to their queues.")
+JOBS_ENQUEUED = Counter("after_hours_scheduler_jobs_total", "Due timers and periodic jobs that the scheduler enqueued.")
 
-# There from the start, so that the first one is an increase.
+# Create the series at the start, so that the first event is an increase.
 for _reason in ("user", "operator", "timeout"):
     SESSIONS_ENDED.labels(_reason)
 for _action in ("armed", "released", "rearmed"):
@@ -76,24 +78,24 @@ for _action in ("armed", "released", "rearmed"):
 
 
 def watch_pool(engine: Engine) -> None:
-    """Keep the gauges of the connection pool."""
+    """Update the gauges of the connection pool."""
     pool = engine.pool
     if not isinstance(pool, QueuePool):
         return
 
-    limit = pool.size() + pool._max_overflow  # noqa: SLF001 - there is no other way to ask
-    event.listen(engine, "connect", lambda *_: POOL_LIMIT.set(limit))  # in the process that uses it, after the fork
+    limit = pool.size() + pool._max_overflow  # noqa: SLF001 - there is no public way
+    event.listen(engine, "connect", lambda *_: POOL_LIMIT.set(limit))  # after the fork
 
     def in_use() -> int:
-        return cast("QueuePool", engine.pool).checkedout()  # the engine may have another pool by then
+        return cast("QueuePool", engine.pool).checkedout()  # the engine may have a new pool by then
 
     event.listen(engine, "checkout", lambda *_: POOL_IN_USE.set(in_use()))
-    # Told before the connection is back.
+    # This event comes before the connection is back.
     event.listen(engine, "checkin", lambda *_: POOL_IN_USE.set(max(0, in_use() - 1)))
 
 
 def exposition(*collectors: Collector) -> bytes:
-    """Return the metrics of this process, or of all that share its directory, and those of more collectors."""
+    """Return the metrics of this process, or of all that share its directory, and those of the collectors."""
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
@@ -105,9 +107,9 @@ def exposition(*collectors: Collector) -> bytes:
 
 
 def serve(host: str, port: int | None) -> None:
-    """Serve this process's metrics on a port of its own, from a thread; not without a port.
+    """Serve this process's metrics on a port, from a thread; do nothing if `port` is None.
 
-    A port that is taken is logged, and costs the process nothing else.
+    A port that is in use is logged as an error, and the process continues.
     """
     if port is None:
         return

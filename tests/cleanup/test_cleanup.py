@@ -20,7 +20,7 @@ from afterhours_service.config import Settings
 from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE
 from afterhours_service.jobs.runs import Run, recorded_runs
 from afterhours_service.jobs.worker import Worker
-from afterhours_service.processes import periodic_jobs
+from afterhours_service.periodic import periodic_jobs
 from afterhours_service.stores.database import db
 from tests import test_processes as processes
 from tests.factories import Factory
@@ -411,7 +411,7 @@ def test_a_slice_that_fails_or_whose_worker_died_is_run_again_by_rq(
         broken.setattr(service, "run", lambda *_: 1 / 0)
         chain.work(1)
     [job] = chain.queue.jobs
-    assert job.retries_left == jobs.SLICE_TRIES - 2
+    assert job.retries_left == jobs.SLICE_RETRIES - 1
     # As a worker leaves it that was killed.
     chain.queue.remove(job)
     job.set_status(JobStatus.STARTED)

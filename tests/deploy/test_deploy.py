@@ -30,7 +30,7 @@ from afterhours_service.jobs.jobs import QUEUES
 from afterhours_service.jobs.scheduler import Scheduler
 from afterhours_service.jobs.timers import SCHEDULED
 from afterhours_service.jobs.worker import Worker
-from afterhours_service.processes import periodic_jobs
+from afterhours_service.periodic import periodic_jobs
 from afterhours_service.stores.database import db
 from tests.conftest import ROOT, make_settings
 from tests.factories import PLACE, Factory, bearer
@@ -288,7 +288,7 @@ def test_the_service_may_do_all_it_needs_and_not_what_is_an_administrators(
         ours.zadd(SCHEDULED, dict.fromkeys(("after-hours-reconcile", "after-hours-cleanup"), 0))
         scheduler.tick()
         Worker(QUEUES, connection=ours).work(burst=True)
-        scheduler.remove_lock()
+        scheduler.release_lease()
     assert factory.sessions(member)[-1].ended_at
     for words in (("status",), ("timers",), ("reconcile",), ("cleanup", "--yes"), ("check",)):
         result = app.test_cli_runner().invoke(args=["after-hours", *words])

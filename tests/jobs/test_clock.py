@@ -17,7 +17,7 @@ TIMER = "session-timer-1"
 def arm(redis: Redis, at: float) -> None:
     """Arm a timer."""
     pipeline = redis.pipeline()
-    arm_timer(pipeline, Timer(TIMER, int(at), "time.sleep", (0,)))
+    arm_timer(pipeline, Timer(TIMER, int(at), time.sleep, (0,)))
     pipeline.execute()
 
 
@@ -35,7 +35,7 @@ def test_what_is_known_of_the_clock_outlives_the_database(redis: Redis) -> None:
     answers = iter([90.0, None])
     scheduler = Scheduler(redis, (), lambda: next(answers))
     for _ in range(2):
-        scheduler.look_at_the_clock()
+        scheduler.read_clock()
     assert scheduler.now() == pytest.approx(time.time() + 90, abs=1)
 
 
@@ -67,8 +67,8 @@ def test_a_cron_job_comes_once_though_the_clock_is_behind(redis: Redis) -> None:
     at = redis.zscore(SCHEDULED, "cleanup")
     assert isinstance(at, float)
     scheduler = Scheduler(redis, (cleanup,), lambda: at - time.time())  # it is four o'clock by the database
-    scheduler.look_at_the_clock()
+    scheduler.read_clock()
     for _ in range(2):
-        scheduler.enqueue_jobs()
+        scheduler.enqueue_due()
     assert redis.llen(f"rq:queue:{MAINTENANCE_QUEUE}") == 1
     assert redis.zscore(SCHEDULED, "cleanup") == at + 86400

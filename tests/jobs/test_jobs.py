@@ -22,7 +22,7 @@ from rq.timeouts import JobTimeoutException
 
 from afterhours_service.jobs.jobs import TIMERS_QUEUE, enqueue, job
 from afterhours_service.jobs.scheduler import Scheduler
-from afterhours_service.jobs.timers import SCHEDULED, Timer, arm_timer
+from afterhours_service.jobs.timers import SCHEDULED, Timer, Timers, arm_timer
 from afterhours_service.jobs.worker import Worker
 from afterhours_service.sessions.jobs import reconcile
 from afterhours_service.stores.redis import HTTP_TIMEOUT_SECONDS, after_commit, is_redis_away
@@ -67,12 +67,12 @@ class TestRedisAway:
     ) -> None:
         outage(own_valkey)
         with app.app_context():
-            with Stopwatch() as first, after_commit() as trip:
-                trip.ping()
+            with Stopwatch() as first, after_commit() as pipeline:
+                pipeline.ping()
             with Stopwatch() as others:
                 for _ in range(20):
-                    with after_commit() as trip:
-                        trip.ping()
+                    with after_commit() as pipeline:
+                        pipeline.ping()
             assert is_redis_away()
         assert first.seconds < HTTP_TIMEOUT_SECONDS + 0.2
         assert others.seconds < 0.05
@@ -106,14 +106,14 @@ class TestRedisAway:
         assert (response.json or {})["status"] == "degraded"
 
 
-def test_a_trip_that_redis_refuses_raises_nothing_and_is_no_outage(
+def test_a_pipeline_that_redis_refuses_raises_nothing_and_is_no_outage(
     app: Flask, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     redis.set(SCHEDULED, "of another type")
     with app.app_context():
-        with after_commit() as trip:
-            arm_timer(trip, Timer("session-timer-7", 1, "a.function", ()))
-            trip.set("after", "the failure")
+        with after_commit() as pipeline:
+            arm_timer(pipeline, Timer("session-timer-7", 1, time.sleep, ()))
+            pipeline.set("after", "the failure")
         assert not is_redis_away()
     assert redis.get("after") == b"the failure"
     assert "redis refused" in caplog.text
@@ -122,8 +122,8 @@ def test_a_trip_that_redis_refuses_raises_nothing_and_is_no_outage(
 def test_a_failure_after_the_commit_is_logged_and_what_was_collected_is_sent(
     app: Flask, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with app.app_context(), after_commit() as trip:
-        trip.set("half", "done")
+    with app.app_context(), after_commit() as pipeline:
+        pipeline.set("half", "done")
         raise LookupError
     assert redis.keys() == [b"half"]
     assert "LookupError" in caplog.text
@@ -209,10 +209,10 @@ def test_the_id_of_a_request_travels_into_the_jobs_it_leads_to(
 def test_timers_that_nobody_worked_off_are_dropped(app: Flask, redis: Redis) -> None:
     """Those of a night without a worker; the reconciliation does at once what they would have done one by one."""
     scheduler = Scheduler(redis, ())
-    with redis.pipeline() as trip:
+    with redis.pipeline() as pipeline:
         for second in range(50):
-            arm_timer(trip, Timer(f"session-timer-{second}", second, "no.such.function", ()))
-        trip.execute()
+            arm_timer(pipeline, Timer(f"session-timer-{second}", second, time.sleep, ()))
+        pipeline.execute()
     scheduler.tick()
     queue = Queue(TIMERS_QUEUE, connection=redis)
     assert queue.count == 50
@@ -225,7 +225,7 @@ def test_timers_that_nobody_worked_off_are_dropped(app: Flask, redis: Redis) -> 
     assert queue.failed_job_registry.count == 0
 
 
-def test_a_job_put_into_a_queue_by_name_leaves_nothing_behind(app: Flask, redis: Redis) -> None:
+def test_a_job_put_into_a_queue_leaves_nothing_behind(app: Flask, redis: Redis) -> None:
     with app.app_context():
         enqueue(TIMERS_QUEUE, tell_context)
         Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
@@ -243,8 +243,8 @@ def test_a_worker_stops_even_if_the_exception_that_says_so_is_swallowed(redis: R
 def test_a_process_that_hangs_is_cut_short_when_it_is_to_stop() -> None:
     """Even in C, where Python handles no signal."""
     script = (
-        "import hashlib; from afterhours_service import queue; queue.STOP_SECONDS = 0.1;"
-        "queue.on_stop_signal(lambda: None); print('ready', flush=True); hashlib.pbkdf2_hmac('md5', b'', b'', 10**9)"
+        "import hashlib; from afterhours_service.jobs import process; process.STOP_SECONDS = 0.1;"
+        "process.on_stop_signal(lambda: None); print('ready', flush=True); hashlib.pbkdf2_hmac('md5', b'', b'', 10**9)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -255,3 +255,19 @@ def test_a_process_that_hangs_is_cut_short_when_it_is_to_stop() -> None:
             assert process.wait(20) == 0
         finally:
             process.kill()
+
+
+def test_an_app_knows_the_job_of_its_timers() -> None:
+    """In a process that imports nothing but the app, such as the API."""
+    script = (
+        "from afterhours_service import create_app; from afterhours_service.sessions.deadlines import TIMERS;"
+        "print(TIMERS.at(7).function.__qualname__)"
+    )
+    output = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert output.strip() == "session_timer"
+
+
+def test_timers_without_a_job_are_refused_at_once() -> None:
+    timers = Timers("test-timer-")
+    with pytest.raises(RuntimeError, match="test-timer-"):
+        timers.at(7)

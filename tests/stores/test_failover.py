@@ -16,7 +16,7 @@ from rq.job import Job
 from afterhours_service.config import Settings
 from afterhours_service.jobs import worker
 from afterhours_service.jobs.events import CHANNEL
-from afterhours_service.jobs.scheduler import Scheduler
+from afterhours_service.jobs.scheduler import LEASE
 from afterhours_service.sessions import service
 from afterhours_service.stores.database import db
 from afterhours_service.stores.redis import is_away, is_redis_away
@@ -134,7 +134,7 @@ class TestRedis:
             with fail_over() as new, new.pubsub() as events:
                 events.subscribe(CHANNEL)
                 factory.session(member, left=-5)
-                eventually(lambda: new.exists(Scheduler.scheduler_lock_key) and new.scard("rq:workers"))
+                eventually(lambda: new.exists(LEASE) and new.scard("rq:workers"))
                 eventually(lambda: has_ended(factory, member))
                 message = eventually(lambda: events.get_message(ignore_subscribe_messages=True, timeout=1))
             assert json.loads(message["data"])["targetUserId"] == member

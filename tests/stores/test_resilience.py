@@ -21,7 +21,7 @@ from afterhours_service.stores.sql import execute, read, run
 from tests.factories import Factory, bearer
 from tests.wire import Wire
 
-TIMER = Timer("session-timer-1", 1, "time.sleep", (0,))
+TIMER = Timer("session-timer-1", 1, time.sleep, (0,))
 
 
 def test_an_answer_outlives_the_connection_that_it_was_read_from(app: Flask, factory: Factory) -> None:
