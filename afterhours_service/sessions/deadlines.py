@@ -23,7 +23,7 @@ from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 
-CHUNK = 500  # timers a trip to Redis arms: few enough to be there within its timeout
+CHUNK = 500  # timers in a pipeline: few enough for Redis's timeout
 
 
 class Comparison(NamedTuple):
@@ -35,41 +35,47 @@ class Comparison(NamedTuple):
     surplus: int
 
 
-def arm(trip: Pipeline, expires_at: datetime) -> None:
+def arm(pipeline: Pipeline, expires_at: datetime) -> None:
     """Arm the timers of the expiry and of the warning before it."""
     for second in _seconds(expires_at):
-        arm_timer(trip, _timer(second))
+        arm_timer(pipeline, _timer(second))
         metrics.TIMERS.labels("armed").inc()
 
 
-@only_logged("timers left as they are")
-def release(expires_at: datetime, needed: Collection[int] | None = None) -> None:
-    """Cancel the timers of an expiry that no longer stands, but for those that another session needs.
+def cancel(pipeline: Pipeline, expires_at: datetime, needed: Collection[int]) -> list[int]:
+    """Cancel the timers of an expiry that no longer stands, but for the seconds that other sessions need.
 
-    needed: the seconds that others needed when it was left; asked for when it is left out. First cancelled, then asked
-    once more: in this order no interleaving with a start loses a timer. Sessions that leave a second at the same moment
-    may find each other there, and leave its timer behind: one too many does no harm.
+    Returns the seconds of the cancelled timers, for `rearm` once the pipeline was sent. Sessions that leave a second at
+    the same moment may find each other there, and leave its timer behind: one too many does no harm.
     """
-    seconds = _seconds(expires_at)
-    needed = _needed(seconds) if needed is None else needed
-    released = [second for second in seconds if second not in needed]
-    if not released or is_redis_away():
-        return
-    with after_commit() as trip:
-        for second in released:
-            disarm_timer(trip, _timer(second).id)
-            metrics.TIMERS.labels("released").inc()
-    _arm_all(_needed(released))  # what Redis refuses is left to the reconciliation
+    if is_redis_away():
+        return []
+    cancelled = [second for second in _seconds(expires_at) if second not in needed]
+    for second in cancelled:
+        disarm_timer(pipeline, _timer(second).id)
+        metrics.TIMERS.labels("released").inc()
+    return cancelled
+
+
+@only_logged("cancelled timers were not checked")
+def rearm(cancelled: Sequence[int]) -> None:
+    """Arm those cancelled timers again that a session needs by now.
+
+    First cancelled, then asked: in this order no interleaving with a start loses a timer. What Redis refuses is left to
+    the reconciliation.
+    """
+    if cancelled and not is_redis_away():
+        _arm_all(_needed(cancelled))
 
 
 def reconcile() -> int:
     """Arm the timers of active sessions that Redis lacks, and return how many those were.
 
-    And, uncounted, a look for each moment at which whoever is to tell of an expiry by then is taken for dead. Raises
-    RedisError when Redis is away, or refuses a timer.
+    And, uncounted, a timer for each moment at which the publish lease of an expiry ends. Raises RedisError when Redis
+    is away, or refuses a timer.
     """
     missing = compare().missing
-    if not _arm_all({*missing, *queries.untold_seconds()}):
+    if not _arm_all({*missing, *queries.publish_seconds()}):
         raise RedisError("timers are missing")
     return len(missing)
 
@@ -94,8 +100,8 @@ def arm_again_if_early(second: int) -> None:
     early = math.ceil(second - queries.now().timestamp())
     if early > 0:
         at = second + early
-        with after_commit() as trip:
-            arm_timer(trip, Timer(f"{PREFIX}{second}-at-{at}", at, _FUNCTION, (second,)))
+        with after_commit() as pipeline:
+            arm_timer(pipeline, Timer(f"{PREFIX}{second}-at-{at}", at, _FUNCTION, (second,)))
 
 
 def warning_lead() -> timedelta:
@@ -122,7 +128,7 @@ def _expected_seconds() -> set[int]:
 
 
 def _needed(seconds: Sequence[int]) -> set[int]:
-    """Return the seconds that a session needs; all, when that cannot be told: one timer too many does no harm."""
+    """Return the seconds that a session needs; all, if the database fails: one timer too many does no harm."""
     if is_redis_away():
         return set(seconds)
     try:
@@ -137,10 +143,10 @@ def _arm_all(seconds: Iterable[int]) -> bool:
     seconds = sorted(seconds)  # the next first, should Redis go away
     for begin in range(0, len(seconds), CHUNK):
         chunk = seconds[begin : begin + CHUNK]
-        trip = current_redis().pipeline(transaction=False)
+        pipeline = current_redis().pipeline(transaction=False)
         for second in chunk:
-            arm_timer(trip, _timer(second))
-        if not send(trip):
+            arm_timer(pipeline, _timer(second))
+        if not send(pipeline):
             return False
         metrics.TIMERS.labels("rearmed").inc(len(chunk))
     return True

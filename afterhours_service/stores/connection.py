@@ -19,18 +19,19 @@ _STALE = (DuplicatePreparedStatement, InvalidSqlStatementName, FeatureNotSupport
 
 
 @contextmanager
-def transaction(isolation: str = "READ COMMITTED") -> Iterator[None]:
+def transaction(isolation: str = "") -> Iterator[None]:
     """Run the statements inside in one transaction: committed at the end, rolled back by an exception.
 
-    Inside another transaction it joins that one, so that use cases compose. Raises as `cursor` does.
+    isolation: such as REPEATABLE READ; READ COMMITTED if left out. Inside another transaction it joins that one, so
+    that use cases compose. Raises as `cursor` does.
     """
     if in_transaction():
         yield
         return
-    g.begin = f"BEGIN ISOLATION LEVEL {isolation};"
+    g.begin = f"BEGIN ISOLATION LEVEL {isolation}; " if isolation else "BEGIN; "
     try:
         yield
-        if not g.begin:
+        if "connection" in g and _is_open(_driver()):  # a statement may have brought its own COMMIT
             with cursor() as opened:
                 opened.execute("COMMIT")
     finally:
@@ -45,7 +46,7 @@ def in_transaction() -> bool:
 
 
 def take_begin() -> str:
-    """Return what begins the transaction, for its first statement's round trip; after that, or outside one, nothing."""
+    """Return the BEGIN for the transaction's first statement; after that, or outside a transaction, an empty string."""
     begin: str = g.get("begin", "")
     if begin:
         g.begin = ""
@@ -108,9 +109,13 @@ def _driver() -> psycopg2.extensions.connection:
     return cast("psycopg2.extensions.connection", g.connection.dbapi_connection)
 
 
+def _is_open(driver: psycopg2.extensions.connection) -> bool:
+    return driver.get_transaction_status() != TRANSACTION_STATUS_IDLE
+
+
 def _close_transaction(driver: psycopg2.extensions.connection) -> None:
     try:
-        if driver.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+        if _is_open(driver):
             with driver.cursor() as opened:
                 opened.execute("ROLLBACK")
     except psycopg2.Error:
