@@ -14,7 +14,7 @@ from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
 from afterhours_service.monitoring import health, status
 from afterhours_service.stores import objects, redis
-from afterhours_service.stores.connection import give_back
+from afterhours_service.stores.connection import release_connection
 from afterhours_service.stores.database import (
     connect_args,
     db,
@@ -66,7 +66,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     app.extensions["after_hours_settings"] = settings
     db.init_app(app)
-    for teardown in (_let_go, give_back):  # before the extension's own, which would raise
+    for teardown in (_let_go, release_connection):  # before the extension's own, which would raise
         app.teardown_appcontext(redis.only_logged("connection not given back")(teardown))
     with app.app_context():
         replace_closed_connections(db.engine)

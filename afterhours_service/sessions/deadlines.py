@@ -23,7 +23,7 @@ from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 
-CHUNK = 500  # timers in a pipeline: few enough for Redis's timeout
+CHUNK = 500  # timers a trip to Redis arms: few enough to be there within its timeout
 
 
 class Comparison(NamedTuple):
@@ -35,10 +35,10 @@ class Comparison(NamedTuple):
     surplus: int
 
 
-def arm(pipeline: Pipeline, expires_at: datetime) -> None:
+def arm(trip: Pipeline, expires_at: datetime) -> None:
     """Arm the timers of the expiry and of the warning before it."""
     for second in _seconds(expires_at):
-        arm_timer(pipeline, _timer(second))
+        arm_timer(trip, _timer(second))
         metrics.TIMERS.labels("armed").inc()
 
 
@@ -71,8 +71,8 @@ def rearm(cancelled: Sequence[int]) -> None:
 def reconcile() -> int:
     """Arm the timers of active sessions that Redis lacks, and return how many those were.
 
-    And, uncounted, a timer for each moment at which the publish lease of an expiry ends. Raises RedisError when Redis
-    is away, or refuses a timer.
+    And, uncounted, a look for each moment at which whoever is to tell of an expiry by then is taken for dead. Raises
+    RedisError when Redis is away, or refuses a timer.
     """
     missing = compare().missing
     if not _arm_all({*missing, *queries.publish_seconds()}):
@@ -100,8 +100,8 @@ def arm_again_if_early(second: int) -> None:
     early = math.ceil(second - queries.now().timestamp())
     if early > 0:
         at = second + early
-        with after_commit() as pipeline:
-            arm_timer(pipeline, Timer(f"{PREFIX}{second}-at-{at}", at, _FUNCTION, (second,)))
+        with after_commit() as trip:
+            arm_timer(trip, Timer(f"{PREFIX}{second}-at-{at}", at, _FUNCTION, (second,)))
 
 
 def warning_lead() -> timedelta:
@@ -128,7 +128,7 @@ def _expected_seconds() -> set[int]:
 
 
 def _needed(seconds: Sequence[int]) -> set[int]:
-    """Return the seconds that a session needs; all, if the database fails: one timer too many does no harm."""
+    """Return the seconds that a session needs; all, when that cannot be told: one timer too many does no harm."""
     if is_redis_away():
         return set(seconds)
     try:
@@ -143,10 +143,10 @@ def _arm_all(seconds: Iterable[int]) -> bool:
     seconds = sorted(seconds)  # the next first, should Redis go away
     for begin in range(0, len(seconds), CHUNK):
         chunk = seconds[begin : begin + CHUNK]
-        pipeline = current_redis().pipeline(transaction=False)
+        trip = current_redis().pipeline(transaction=False)
         for second in chunk:
-            arm_timer(pipeline, _timer(second))
-        if not send(pipeline):
+            arm_timer(trip, _timer(second))
+        if not send(trip):
             return False
         metrics.TIMERS.labels("rearmed").inc(len(chunk))
     return True

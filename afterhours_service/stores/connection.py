@@ -28,7 +28,7 @@ def transaction(isolation: str = "") -> Iterator[None]:
     if in_transaction():
         yield
         return
-    g.begin = f"BEGIN ISOLATION LEVEL {isolation}; " if isolation else "BEGIN; "
+    g.begin = f"BEGIN ISOLATION LEVEL {isolation};" if isolation else "BEGIN;"
     try:
         yield
         if "connection" in g and _is_open(_driver()):  # a statement may have brought its own COMMIT
@@ -55,7 +55,7 @@ def take_begin() -> str:
 
 @contextmanager
 def cursor() -> Iterator[psycopg2.extensions.cursor]:
-    """Yield a cursor of the driver's on the connection, which stays with the request or job until `give_back`.
+    """Yield a cursor of the driver's on the connection, which stays with the request or job until `release_connection`.
 
     A transaction that a statement leaves open outside `transaction` is rolled back. Raises DBAPIError, and TimeoutError
     when the pool has no connection left.
@@ -84,7 +84,7 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
         ) from error
 
 
-def give_back(_error: BaseException | None = None) -> None:
+def release_connection(_error: BaseException | None = None) -> None:
     """Return the connection to the pool, if the request or job took one."""
     connection: PoolProxiedConnection | None = g.get("connection")
     if connection is None:
@@ -121,4 +121,4 @@ def _close_transaction(driver: psycopg2.extensions.connection) -> None:
     except psycopg2.Error:
         driver.close()
     if driver.closed:
-        give_back()  # the next statement gets another
+        release_connection()  # the next statement gets another

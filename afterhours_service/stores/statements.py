@@ -29,7 +29,7 @@ class Statement(Generic[Row]):
         if row and (names := tuple(statement.exported_columns.keys())) != getattr(row, "_fields", ()):
             raise TypeError(f"{row.__name__} has other fields than {names}")
         compiled = statement.compile(dialect=PGDialect_psycopg2())  # type: ignore[no-untyped-call]
-        self._text, self._before, self._after = str(compiled), before and f"{before} ", after
+        self._text, self._before, self._after = str(compiled), before, after
         writes = any(cte.element.is_dml for cte in compiled.ctes or ())
         self._is_read = isinstance(statement, Select) and not writes
         self._make: Any = getattr(row, "_make", tuple)
@@ -60,9 +60,9 @@ class Statement(Generic[Row]):
             text, known = self._text, g.connection.info.setdefault("after_hours_prepared", set())
             if self._call and current_settings().database_prepare:
                 if self._call not in known:
-                    opened.execute(f"{take_begin()}{self._before}{self._prepare}")
+                    opened.execute(f"{take_begin()} {self._before} {self._prepare}")
                     known.add(self._call)
                 text = self._call
             given = {**self._constants, **parameters} or None
-            opened.execute(f"{take_begin()}{self._before}{text}{self._after}", given)
+            opened.execute(f"{take_begin()} {self._before} {text}{self._after}", given)
             return [self._make(row) for row in opened] if opened.description else [], opened.rowcount

@@ -13,7 +13,6 @@ from afterhours_service.places.blur import Point
 from afterhours_service.rights import queries as members
 from afterhours_service.sessions import queries as sessions
 from afterhours_service.stores.connection import cursor
-from afterhours_service.stores.sql import execute
 from afterhours_service.stores.statements import Statement
 from tests.discovery.conftest import go_live
 from tests.factories import PLACE, Factory, bearer
@@ -37,9 +36,8 @@ def cost(statement: Statement[Any] | str, before: str = "", **parameters: Any) -
     """Run a statement, and return how many rows the busiest step of its plan has looked at; nothing is kept."""
     if isinstance(statement, Statement):
         before, statement = statement._before, statement._text
-    explain = f"BEGIN; {before} EXPLAIN (ANALYZE, FORMAT JSON)"
     with cursor() as opened:
-        execute(opened, statement, explain, **parameters)
+        opened.execute(f"BEGIN; {before} EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
         [(plan,)] = opened.fetchall()
         opened.execute("ROLLBACK")
     return max(rows_read(plan[0]["Plan"]))
