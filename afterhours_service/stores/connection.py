@@ -1,4 +1,4 @@
-"""The connection of the request or job: each statement on it is a transaction of its own, but inside `transaction`."""
+"""The connection of the request or job. Outside `transaction`, each statement is a transaction of its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +55,7 @@ def take_begin() -> str:
 
 @contextmanager
 def cursor() -> Iterator[psycopg2.extensions.cursor]:
-    """Yield a cursor of the driver's on the connection, which stays with the request or job until `release_connection`.
+    """Yield a psycopg2 cursor on the connection, which the request or job keeps until `release_connection`.
 
     A transaction that a statement leaves open outside `transaction` is rolled back. Raises DBAPIError, and TimeoutError
     when the pool has no connection left.

@@ -81,7 +81,7 @@ class Block(Base):
 
 
 class Standing(NamedTuple):
-    """What the gate wants to know of a member, in the order it asks."""
+    """What the gate checks of a member, in this order."""
 
     premium: bool
     verified: bool
@@ -132,11 +132,11 @@ def try_lock_erasure(member_id: str) -> bool:
 
 
 def lock_erasure(member_id: str) -> None:
-    """Wait for what is being created for the member; until the transaction ends nothing can be."""
+    """Wait for rows that are being created for the member; block new ones until the transaction ends."""
     _LOCK_ERASURE.run(member_id=member_id, seed=LOCK_SEED)
 
 
 def standing(member_id: str) -> Standing:
-    """Return the member's standing, in one query; nobody's is all false."""
+    """Return the member's standing, in one query; all false for an unknown member."""
     [found] = _STANDING.all(member_id=member_id)
     return found
