@@ -124,8 +124,8 @@ class PendingExpiries(NamedTuple):
 class Started(NamedTuple):
     """A session that was just started.
 
-    overdue: the member's expired session that was ended with the start. previous: their latest session, if it expired
-    and another process ended it; its expiry may not be published yet.
+    overdue: the member's expired session that was ended with the start. previous: their latest session, if another
+    process ended it; its end may not be published yet.
     """
 
     session: Session
@@ -257,7 +257,8 @@ def _mask(part: ColumnElement[str]) -> ColumnElement[Any]:
 def _start() -> Any:
     """Return one statement: an overdue session is ended, lest it block the new one; the new one is inserted.
 
-    Of a session that another process ends at this moment the statement still sees that it had expired.
+    Of a session that another process ends at this moment the statement still sees that it has no end; if it had
+    expired, it ended at its expiry.
     """
     overdue = (
         update(_Mine)
@@ -306,13 +307,12 @@ def _start() -> Any:
     mine = select(*_session()).where(_Mine.user_id == _MEMBER)
     latest = mine.order_by(_Mine.started_at.desc()).limit(literal_column("1"))
     previous = latest.subquery("latest").c
+    ended_at = func.coalesce(previous.ended_at, case((previous.expires_at <= CLOCK_NOW, previous.expires_at)))
     return union_all(
         select(*started.c, literal_column("'session'").label("what")),
         select(*overdue.c, literal_column("'overdue'")),
-        select(*_session(previous, ended_at=previous.expires_at), literal_column("'previous'")).where(
-            previous.expires_at <= CLOCK_NOW,
-            func.coalesce(previous.ended_at, previous.expires_at) == previous.expires_at,
-            not_(exists(select(overdue.c.id))),
+        select(*_session(previous, ended_at=ended_at), literal_column("'previous'")).where(
+            exists(select(started.c.id)), not_(exists(select(overdue.c.id)))
         ),
     ).add_cte(outbox)
 
@@ -556,7 +556,7 @@ def prerequisites(member_id: str) -> Prerequisites:
     return row
 
 
-def end(member_id: str, lead: timedelta, lease: timedelta, *, overdue: bool = False) -> Ended | None:
+def end(member_id: str, lead: timedelta, lease: timedelta, overdue: bool = False) -> Ended | None:
     """End the member's active session now, or an overdue one at its expiry if `overdue` says so.
 
     lead: how long before an expiry its warning comes. lease: how long the caller has to publish an expiry.

@@ -1,6 +1,6 @@
 """The use cases of a session: first the transaction, then one pipeline to Redis with its events and timers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import timedelta
@@ -10,7 +10,6 @@ from flask import current_app
 from flask.ctx import AppContext
 from psycopg2.errors import ForeignKeyViolation
 from psycopg2.extensions import TransactionRollbackError
-from redis.client import Pipeline
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -34,7 +33,7 @@ Device = Mapping[str, str | None]
 BATCH = 1000  # sessions a transaction ends or warns
 LEASE = timedelta(seconds=10)  # to publish an expiry; after that any worker retries
 TRIES = 5
-REMEMBERED = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # for so long Redis knows that an expiry was published
+REMEMBERED = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # for so long Redis knows that an end was published
 
 
 class Overdue(NamedTuple):
@@ -84,12 +83,10 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
         metrics.SESSIONS_STARTED.inc()
         if overdue:
             _count_ends("timeout", overdue)
-        # Before the new session's event, even if a worker is about to publish it.
-        if expired := overdue or (previous if previous and _may_be_unpublished(previous) else None):
-            _publish_expiries(pipeline, [expired])
         deadlines.arm(pipeline, started.expires_at)
         payload = {"expiresAt": started.expires_at, "durationMinutes": minutes}
-        events.publish(pipeline, "session_started", member_id, sessionId=str(started.id), **payload)
+        last_end = _expired(overdue) if overdue else _unpublished_end(previous)
+        events.publish(pipeline, *([last_end] if last_end else []), _event("session_started", started, **payload))
     return started
 
 
@@ -123,7 +120,7 @@ def extend(member_id: str, minutes: int, key: str | None = None) -> Extension:
         metrics.SESSIONS_EXTENDED.inc()
         deadlines.arm(pipeline, session.expires_at)
         payload = {"expiresAt": session.expires_at, "extendedByMinutes": minutes}
-        events.publish_change(pipeline, "session_extended", _event(session, **payload))
+        events.publish(pipeline, _event("session_extended", session, **payload))
         cancelled = deadlines.cancel(pipeline, extension.previous_expiry, extension.needed_seconds)
     deadlines.rearm(cancelled)
     return extension
@@ -146,7 +143,7 @@ def end_in_transaction(member_id: str, *, overdue: bool = False) -> Ended | None
 
     overdue: end one that has expired, too.
     """
-    return queries.end(member_id, deadlines.warning_lead(), LEASE, overdue=overdue)
+    return queries.end(member_id, deadlines.warning_lead(), LEASE, overdue)
 
 
 @only_logged("an end was not published in full")
@@ -160,8 +157,7 @@ def publish_end(ended: Ended, reason: str) -> None:
     _count_ends("timeout" if expired else reason, session)
     with after_commit() as pipeline:
         if not expired:
-            change = _event(session, endedAt=session.ended_at, reason=reason)
-            events.publish_change(pipeline, "session_ended", change)
+            events.publish(pipeline, _ended(session, reason))
         cancelled = deadlines.cancel(pipeline, session.expires_at, ended.needed_seconds)
     if ended.outbox_id is not None:
         _publish_pending(PendingExpiries([ended.outbox_id], [session]))
@@ -207,17 +203,30 @@ def list_active(limit: int) -> list[Session]:
     return queries.list_active(limit)
 
 
-def _event(session: Session, **payload: Any) -> Event:
-    return Event(session.user_id, str(session.id), session.now, payload)
+def _event(kind: str, session: Session, **payload: Any) -> Event:
+    return Event(kind, session.user_id, str(session.id), session.now, payload)
 
 
-def _may_be_unpublished(expired: Session) -> bool:
-    """Tell whether an expiry may not be published yet; if it is, Redis still knows."""
-    return expired.now - expired.expires_at < REMEMBERED
+def _expired(session: Session) -> Event:
+    return _event("session_expired", session, reason="timeout")
 
 
-def _publish_expiries(pipeline: Pipeline, sessions: Iterable[Session]) -> None:
-    events.publish_once(pipeline, "session_expired", [_event(session, reason="timeout") for session in sessions])
+def _ended(session: Session, reason: str) -> Event:
+    return _event("session_ended", session, endedAt=session.ended_at, reason=reason)
+
+
+def _unpublished_end(previous: Session | None) -> Event | None:
+    """Return the end of the previous session if it may not be published yet; a later attempt is then dropped.
+
+    A member's end is published by its own request, or never; an expiry is retried, however late.
+    """
+    if previous is None:
+        return None
+    ended_at = previous.ended_at or previous.now  # None: another process is ending it
+    if ended_at < previous.expires_at:
+        ended = previous._replace(ended_at=ended_at)
+        return _ended(ended, "user") if previous.now - ended_at < LEASE else None
+    return _expired(previous) if previous.now - previous.expires_at < REMEMBERED else None
 
 
 def _count_ends(reason: str, *ended: Session) -> None:
@@ -260,7 +269,7 @@ def _publish_pending(pending: PendingExpiries) -> bool:
     if not pending.outbox_ids:
         return True
     pipeline = current_redis().pipeline(transaction=False)
-    _publish_expiries(pipeline, pending.sessions)
+    events.publish(pipeline, *map(_expired, pending.sessions))
     if not send(pipeline):
         return False
     try:
@@ -279,9 +288,10 @@ def _warn_due() -> int:
         warnings = []
         for session in warned:
             minutes = rules.remaining_minutes(session.expires_at, session.now, minute_seconds)
-            warnings.append(_event(session, expiresAt=session.expires_at, minutesRemaining=minutes))
+            payload = {"expiresAt": session.expires_at, "minutesRemaining": minutes}
+            warnings.append(_event("session_expiring", session, **payload))
         with after_commit() as pipeline:
-            events.publish_unless_changed(pipeline, "session_expiring", warnings)  # extended or ended since the commit
+            events.publish(pipeline, *warnings)
         total += len(warned)
         if len(warned) < BATCH:
             return total

@@ -181,6 +181,67 @@ def test_a_warning_that_comes_after_what_made_it_untrue_is_not_published(
     assert kinds(events) == [(told, sessions[changed]), ("expiring", sessions[kept])]
 
 
+def _published_when_overtaken(
+    monkeypatch: pytest.MonkeyPatch, statement: str, late: Callable[[], Any], by: Callable[[], Any]
+) -> None:
+    """Do something, and something else between its commit and its publication."""
+    do = getattr(queries, statement)
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(queries, statement, do)
+        done = do(*arguments)
+        by()
+        return done
+
+    monkeypatch.setattr(queries, statement, overtaken)
+    late()
+
+
+def test_a_start_that_overtakes_an_end_publishes_it_before_its_own_event_and_once(
+    app: Flask, client: FlaskClient, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = factory.member()
+    old = factory.session(member)
+    _published_when_overtaken(monkeypatch, "end", lambda: end(client, member), lambda: start(app.test_client(), member))
+    assert kinds(events) == [("ended", old), ("started", str(factory.sessions(member)[-1].id))]
+
+
+def test_a_start_that_waits_for_an_end_publishes_it(
+    app: Flask, factory: Factory, events: Events, database_url: str
+) -> None:
+    member = factory.member()
+    old = factory.session(member)
+    waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with contextlib.closing(psycopg2.connect(database_url)) as other, other.cursor() as cursor:
+        cursor.execute("UPDATE after_hours_sessions SET ended_at = clock_timestamp()")
+        with ThreadPoolExecutor(1) as requests:
+            answer = requests.submit(start, app.test_client(), member)
+            while not factory.count(waiting):
+                time.sleep(0.01)
+            other.commit()
+        assert answer.result().status_code == 201
+    assert kinds(events) == [("ended", old), ("started", str(factory.sessions(member)[-1].id))]
+
+
+@pytest.mark.parametrize(("statement", "change"), [("start", start), ("extend", extend)])
+def test_nothing_of_a_session_is_published_after_its_end(
+    app: Flask,
+    client: FlaskClient,
+    factory: Factory,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+    statement: str,
+    change: Callable[..., Any],
+) -> None:
+    member = factory.member()
+    if statement == "extend":
+        factory.session(member)
+    _published_when_overtaken(
+        monkeypatch, statement, lambda: change(client, member), lambda: end(app.test_client(), member)
+    )
+    assert kinds(events) == [("ended", str(factory.sessions(member)[-1].id))]
+
+
 def test_no_warning_comes_after_the_expiry(
     app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
