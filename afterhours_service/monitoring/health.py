@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service.jobs.events import CHANNEL
 from afterhours_service.jobs.timers import SCHEDULED
-from afterhours_service.stores.connection import give_back
+from afterhours_service.stores.connection import release_connection
 from afterhours_service.stores.database import MIGRATIONS, db
 from afterhours_service.stores.redis import WRITE, current_redis, redis_failed, refusals
 from afterhours_service.stores.sql import read
@@ -75,7 +75,7 @@ def _database() -> str:
         # libpq's words, when the server told so as it was connected to
         return "read-only" if "read-only" in str(error) else "unavailable"
     if read_only:
-        give_back()
+        release_connection()
         db.engine.dispose()
         return "read-only"
     return "ok"

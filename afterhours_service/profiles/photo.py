@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.imaging import InvalidImage, process
-from afterhours_service.stores.connection import give_back
+from afterhours_service.stores.connection import release_connection
 from afterhours_service.stores.database import db
 from afterhours_service.stores.objects import StorageUnavailable, StoredObject, current_storage
 from afterhours_service.stores.redis import only_logged
@@ -39,7 +39,7 @@ def upload(member_id: str, data: bytes) -> str:
     if not profile:
         raise errors.ProfileNotFound
     db.session.rollback()  # no transaction is open while pictures are made and sent,
-    give_back()  # and no connection is held
+    release_connection()  # and no connection is held
     try:
         made = process(data)
     except InvalidImage as error:

@@ -1,4 +1,4 @@
-"""Members' rights for the operator, when a member asks in writing."""
+"""Members' rights, for the operator who answers a written request."""
 
 import click
 from flask.cli import AppGroup
@@ -7,7 +7,7 @@ from afterhours_service import console
 from afterhours_service.rights import service
 from afterhours_service.web.errors import VerificationRequired
 
-members = AppGroup("members", help="Answer a member's request for their data, or its erasure.")
+members = AppGroup("members", help="Export or erase a member's data on request.")
 
 
 @members.command("export")
@@ -27,13 +27,13 @@ def erase_member(user: str, yes: bool) -> None:
     """Erase everything that is held on USER, photos too, and end their session; the host's rows stay."""
     _check_known(user)
     if not yes:
-        console.confirm(f"Erase everything that After Hours holds on {user}? There is no way back.")
+        console.confirm(f"Erase everything that After Hours holds on {user}? This cannot be undone.")
     service.erase(user, reason="operator")
     click.echo(f"erased {user}")
 
 
 def _check_known(user: str) -> None:
-    """Say so when there is no such member: a mistyped id must not pass for one of whom nothing is held."""
+    """Refuse an unknown member: a mistyped id must not look like a member without data."""
     try:
         service.get_consent(user)
     except VerificationRequired as error:

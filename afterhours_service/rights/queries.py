@@ -1,16 +1,39 @@
-"""Every statement about a member's rights. None commits.
+"""Every statement about a member's rights. Each is a transaction of its own, or joins the caller's.
 
 The two columns of consent are the only ones of the host's that are written.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 
-from sqlalchemy import CursorResult, RowMapping, text
+from sqlalchemy import (
+    BindParameter,
+    Boolean,
+    RowMapping,
+    Select,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    column,
+    delete,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    table,
+    update,
+)
 
-from afterhours_service.sessions.queries import COLUMNS, Session
+from afterhours_service.discovery.models import AfterHoursDecline
+from afterhours_service.preferences.models import AfterHoursPreferences
+from afterhours_service.profiles.models import AfterHoursProfile
+from afterhours_service.sessions.models import AfterHoursSession, DeviceFingerprint, ExpiryOutbox
 from afterhours_service.stores.database import db
+from afterhours_service.stores.host import User
+from afterhours_service.stores.statements import Statement
 
 
 class Consent(NamedTuple):
@@ -20,114 +43,152 @@ class Consent(NamedTuple):
     changed_at: datetime | None
 
 
-_CONSENT = """
-    SELECT after_hours_consent IS TRUE AS granted, after_hours_consent_at AS changed_at FROM users WHERE id = :member_id
-"""
-_READ_CONSENT = text(_CONSENT)
-# Every insert of a session locks its member's row by its foreign key: those in flight are waited for.
-_LOCK = text(f"{_CONSENT} FOR UPDATE")
-_SET_CONSENT = text("""
-    UPDATE users SET after_hours_consent = :granted, after_hours_consent_at = now() WHERE id = :member_id
-    RETURNING after_hours_consent, after_hours_consent_at
-""")
-# One that had run out, and that nobody has ended yet, ends at its expiry.
-_END_SESSION = text(f"""
-    WITH ended AS (
-        UPDATE after_hours_sessions SET ended_at = least(expires_at, clock_timestamp())
-        WHERE user_id = :member_id AND ended_at IS NULL
-        RETURNING {COLUMNS}
-    ), untold AS (
-        INSERT INTO after_hours_untold (tell_at, session_ids)
-        SELECT now + :lease, ARRAY[id] FROM ended WHERE ended_at = expires_at
-        RETURNING id
-    )
-    SELECT ended.*, (SELECT id FROM untold) FROM ended
-""")
+_MEMBER: BindParameter[str] = bindparam("member_id")
 
-# What is held on a member: table by table, without the exact place.
-_EXPORT = {
-    "consent": _CONSENT,
-    "profile": "SELECT * FROM after_hours_profiles WHERE user_id = :member_id",
-    "preferences": "SELECT * FROM after_hours_preferences WHERE user_id = :member_id",
-    "sessions": """
-        SELECT id, created_at, started_at, expires_at, ended_at, warned_at,
-            fuzzed_latitude AS blurred_latitude, fuzzed_longitude AS blurred_longitude,
-            extension_key, extension_minutes, extension_expires_at,
-            CAST(discovery_key AS text), CAST(discovery_wish AS text)
-        FROM after_hours_sessions WHERE user_id = :member_id ORDER BY started_at, id""",
-    "declines": """
-        SELECT id, declined_user_id, session_id, last_session_id, created_at, first_declined_at, decline_count
-        FROM after_hours_declines WHERE user_id = :member_id ORDER BY created_at, id""",
-    "devices": """
-        SELECT id, session_id, device_id, device_model, platform, created_at
-        FROM device_fingerprints WHERE user_id = :member_id ORDER BY created_at, id""",
-    "unpublished_expiries": """
-        SELECT s.id AS session_id, tell_at AS publish_at
-        FROM after_hours_untold CROSS JOIN unnest(session_ids) AS session_id
-        JOIN after_hours_sessions AS s ON s.id = session_id
-        WHERE s.user_id = :member_id ORDER BY tell_at, s.id""",
-}
+_CONSENT = (User.after_hours_consent.is_(True).label("granted"), User.after_hours_consent_at.label("changed_at"))
+_SELECT_CONSENT = select(*_CONSENT).where(User.id == _MEMBER)
+_READ_CONSENT = Statement(_SELECT_CONSENT, Consent)
+# Every insert of a session locks its member's row by its foreign key: those in progress are waited for.
+_LOCK = Statement(_SELECT_CONSENT.with_for_update(), Consent)
+_SET_CONSENT = Statement(
+    update(User)
+    .where(User.id == _MEMBER)
+    .values(after_hours_consent=cast(bindparam("granted"), Boolean), after_hours_consent_at=func.now())
+    .returning(*_CONSENT),
+    Consent,
+)
+
+
+def _exports() -> dict[str, Select[Any]]:
+    """Return what is held on a member: table by table, without the exact place."""
+    profile, preferences, decline, device = (
+        AfterHoursProfile,
+        AfterHoursPreferences,
+        AfterHoursDecline,
+        DeviceFingerprint,
+    )
+    session = AfterHoursSession
+    pending = select(
+        func.unnest(ExpiryOutbox.session_ids).label("session_id"), ExpiryOutbox.publish_at.label("publish_at")
+    ).subquery("pending")
+    return {
+        "consent": _SELECT_CONSENT,
+        "profile": select(*profile.__table__.c).where(profile.user_id == _MEMBER),
+        # The service before this one kept more columns in some databases.
+        "preferences": select(literal_column("*")).select_from(preferences).where(preferences.user_id == _MEMBER),
+        "sessions": select(
+            session.id,
+            session.created_at,
+            session.started_at,
+            session.expires_at,
+            session.ended_at,
+            session.warned_at,
+            session.fuzzed_latitude.label("blurred_latitude"),
+            session.fuzzed_longitude.label("blurred_longitude"),
+            session.extension_key,
+            session.extension_minutes,
+            session.extension_expires_at,
+            cast(session.discovery_key, Text).label("discovery_key"),
+            cast(session.discovery_wish, Text).label("discovery_wish"),
+        )
+        .where(session.user_id == _MEMBER)
+        .order_by(session.started_at, session.id),
+        "declines": select(
+            decline.id,
+            decline.declined_user_id,
+            decline.session_id,
+            decline.last_session_id,
+            decline.created_at,
+            decline.first_declined_at,
+            decline.decline_count,
+        )
+        .where(decline.user_id == _MEMBER)
+        .order_by(decline.created_at, decline.id),
+        "devices": select(
+            device.id,
+            device.session_id,
+            device.device_id,
+            device.device_model,
+            device.platform,
+            device.created_at,
+        )
+        .where(device.user_id == _MEMBER)
+        .order_by(device.created_at, device.id),
+        "unpublished_expiries": select(session.id.label("session_id"), pending.c.publish_at)
+        .join_from(pending, session, session.id == pending.c.session_id)
+        .where(session.user_id == _MEMBER)
+        .order_by(pending.c.publish_at, session.id),
+    }
+
+
+_EXPORTS = _exports()
 _PAGE = 1000  # rows of an export that are in memory at once
 
 # A member's rows may be many: a statement erases some, lest it take longer than a statement may.
 _BATCH = 10_000
 
 
-def _some(table: str, condition: str = "true") -> str:
-    return f"""id = ANY (ARRAY(
-        SELECT id FROM {table} AS mine WHERE user_id = :member_id AND {condition} LIMIT {_BATCH}))"""
+def _some(model: Any, *conditions: Any) -> Any:
+    found = select(model.id).where(model.user_id == _MEMBER, *conditions).limit(literal_column(str(_BATCH)))
+    return model.id == any_(func.array(found.scalar_subquery()))
 
 
-_ERASE = tuple(
-    text(f"DELETE FROM {table} WHERE {_some(table)}") for table in ("device_fingerprints", "after_hours_declines")
+_ERASE = tuple(Statement[Any](delete(model).where(_some(model))) for model in (DeviceFingerprint, AfterHoursDecline))
+_ERASE_PREFERENCES: Statement[Any] = Statement(
+    delete(AfterHoursPreferences).where(AfterHoursPreferences.user_id == _MEMBER)
 )
-_ERASE_PREFERENCES = text("DELETE FROM after_hours_preferences WHERE user_id = :member_id")
-_ERASE_PROFILE = text("DELETE FROM after_hours_profiles WHERE user_id = :member_id RETURNING photo_url")
-_SESSIONS = "after_hours_sessions"
-_ERASE_SESSIONS = text(f"DELETE FROM {_SESSIONS} WHERE {_some(_SESSIONS)}")
-# A match of the Node service, with the other member's messages, would go with its session: only the place goes.
-_WITHOUT_MATCH = "NOT EXISTS (SELECT FROM after_hours_matches WHERE session_id = mine.id)"
-_ERASE_SESSIONS_WITHOUT_MATCH = text(f"DELETE FROM {_SESSIONS} WHERE {_some(_SESSIONS, _WITHOUT_MATCH)}")
-_ERASE_PLACES = text(f"""
-    UPDATE {_SESSIONS} SET fuzzed_latitude = 0, fuzzed_longitude = 0
-    WHERE {_some(_SESSIONS, "(fuzzed_latitude <> 0 OR fuzzed_longitude <> 0)")}
-""")
+_ERASE_PROFILE: Statement[Any] = Statement(
+    delete(AfterHoursProfile).where(AfterHoursProfile.user_id == _MEMBER).returning(AfterHoursProfile.photo_url)
+)
+_ERASE_SESSIONS: Statement[Any] = Statement(delete(AfterHoursSession).where(_some(AfterHoursSession)))
+# A match of the Node service, with the other member's messages, would go with its session: only the place goes. Its
+# table has no model: the service neither makes nor needs it.
+_HAS_MATCHES: Statement[Any] = Statement(select(func.to_regclass(literal_column("'after_hours_matches'")).is_not(None)))
+_MATCHES = table("after_hours_matches", column("session_id"))
+_MATCHED = exists(select(_MATCHES.c.session_id).where(_MATCHES.c.session_id == AfterHoursSession.id))
+_ERASE_SESSIONS_WITHOUT_MATCH: Statement[Any] = Statement(
+    delete(AfterHoursSession).where(_some(AfterHoursSession, ~_MATCHED))
+)
+_ERASE_PLACES: Statement[Any] = Statement(
+    update(AfterHoursSession)
+    .where(
+        _some(
+            AfterHoursSession,
+            or_(
+                AfterHoursSession.fuzzed_latitude != literal_column("0"),
+                AfterHoursSession.fuzzed_longitude != literal_column("0"),
+            ),
+        )
+    )
+    .values(fuzzed_latitude=literal_column("0"), fuzzed_longitude=literal_column("0"))
+)
 
 
 def consent(member_id: str) -> Consent | None:
     """Return the member's consent; None when there is no such member."""
-    return _consent(_READ_CONSENT, member_id=member_id)
+    return _READ_CONSENT.first(member_id=member_id)
 
 
 def lock(member_id: str) -> Consent | None:
-    """Wait for the member's starts in flight, hold up others until the transaction ends, and return the consent."""
-    return _consent(_LOCK, member_id=member_id)
+    """Wait for the member's starts in progress, block others until the transaction ends, and return the consent."""
+    return _LOCK.first(member_id=member_id)
 
 
 def set_consent(member_id: str, granted: bool) -> Consent | None:
     """Write the host's two columns."""
-    return _consent(_SET_CONSENT, member_id=member_id, granted=granted)
-
-
-def end_session(member_id: str, lease: timedelta) -> tuple[Session, int | None] | None:
-    """End the member's session, if one is not ended yet.
-
-    With it comes, if it had run out, the id of its untold expiry, which is the caller's for the lease.
-    """
-    row = db.session.execute(_END_SESSION, {"member_id": member_id, "lease": lease}).one_or_none()
-    return (Session(*row[:-1]), row[-1]) if row else None
+    return _SET_CONSENT.first(member_id=member_id, granted=granted)
 
 
 def export(member_id: str) -> Iterator[tuple[str, Iterator[Sequence[RowMapping]]]]:
     """Yield each table's name and its rows, page by page: read one to its end before the next.
 
-    All is as of one moment, whatever is written meanwhile. It has a connection of its own, and needs the app's context
-    for the first table only. Raises DBAPIError and TimeoutError.
+    All is as of one moment, whatever is written meanwhile. It has a connection of its own, as it outlasts the request:
+    it needs the app's context for the first table only. Raises DBAPIError and TimeoutError.
     """
     with db.engine.connect() as connection:
         connection.execution_options(isolation_level="REPEATABLE READ", stream_results=True)
-        for name, statement in _EXPORT.items():
-            yield name, connection.execute(text(statement), {"member_id": member_id}).mappings().partitions(_PAGE)
+        for name, statement in _EXPORTS.items():
+            yield name, connection.execute(statement, {"member_id": member_id}).mappings().partitions(_PAGE)
 
 
 def erase(member_id: str) -> str | None:
@@ -135,22 +196,16 @@ def erase(member_id: str) -> str | None:
 
     Sessions before what hangs on them: the cleanup, whose deletions cascade, locks them in this order.
     """
-    given = {"member_id": member_id}
-    db.session.execute(_ERASE_PREFERENCES, given)
-    key: str | None = db.session.execute(_ERASE_PROFILE, given).scalar_one_or_none()
-    has_matches = db.session.execute(text("SELECT to_regclass('after_hours_matches') IS NOT NULL")).scalar_one()
-    _repeat(_ERASE_SESSIONS_WITHOUT_MATCH if has_matches else _ERASE_SESSIONS, given)
-    _repeat(_ERASE_PLACES, given)
+    _ERASE_PREFERENCES.run(member_id=member_id)
+    profile = _ERASE_PROFILE.first(member_id=member_id)
+    [(has_matches,)] = _HAS_MATCHES.all()
+    _repeat(_ERASE_SESSIONS_WITHOUT_MATCH if has_matches else _ERASE_SESSIONS, member_id)
+    _repeat(_ERASE_PLACES, member_id)
     for statement in _ERASE:
-        _repeat(statement, given)
-    return key
+        _repeat(statement, member_id)
+    return profile[0] if profile else None
 
 
-def _repeat(statement: Any, given: Mapping[str, Any]) -> None:
-    while cast("CursorResult[Any]", db.session.execute(statement, given)).rowcount == _BATCH:
+def _repeat(statement: Statement[Any], member_id: str) -> None:
+    while statement.run(member_id=member_id)[1] == _BATCH:
         pass
-
-
-def _consent(statement: Any, **parameters: Any) -> Consent | None:
-    row = db.session.execute(statement, parameters).one_or_none()
-    return Consent(*row) if row else None

@@ -1,6 +1,6 @@
-"""The use cases of a member's rights. Each commits once; timers, events and photos follow the commit.
+"""The use cases of a member's rights. Each is one transaction; timers, events and photos follow the commit.
 
-Each may be repeated without harm, and leaves a line in the log: who and what, and nothing of the content.
+Each may be repeated without harm, and logs who did what, and nothing of the content.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from afterhours_service.profiles import photo
 from afterhours_service.rights import queries, schemas
 from afterhours_service.rights.queries import Consent
 from afterhours_service.sessions import service as sessions
-from afterhours_service.stores.database import db
+from afterhours_service.stores.connection import transaction
 from afterhours_service.stores.host import lock_erasure
 from afterhours_service.telemetry.log import get_logger
 from afterhours_service.web import errors
@@ -31,27 +31,25 @@ def set_consent(member_id: str, granted: bool) -> Consent:
 
     Raises VerificationRequired when the member is gone.
     """
-    consent = queries.lock(member_id)
-    if consent is None:
-        db.session.rollback()
-        raise errors.VerificationRequired
-    changed = consent.granted != granted
-    if changed:
-        consent = queries.set_consent(member_id, granted) or consent
-    ended = None if granted else queries.end_session(member_id, sessions.LEASE)
-    db.session.commit()
+    with transaction():
+        consent = queries.lock(member_id)
+        if consent is None:
+            raise errors.VerificationRequired
+        changed = consent.granted != granted
+        if changed:
+            consent = queries.set_consent(member_id, granted) or consent
+        ended = None if granted else sessions.end_in_transaction(member_id, overdue=True)
     logger.info("consent", member=member_id, granted=granted, changed=changed, ended_session=ended is not None)
     if ended:
-        session, untold_id = ended
-        sessions.announce_end(session, "user", untold_id=untold_id)
+        sessions.publish_end(ended, "user")
     return consent
 
 
 def export(member_id: str) -> Iterator[str]:
     """Yield everything that is held on the member as JSON, in pieces; all but empty for one who is gone.
 
-    The exact place of an active session is left out: it leaves the service for nobody. However much there is, a piece
-    is short. The first one needs the app's context, and is there once the database has answered; what is cut short
+    The exact place of an active session is left out: it never leaves the service. Each piece is short, however much
+    there is. The first one needs the app's context, and comes once the database has answered; an export that breaks off
     after it is not valid JSON.
     """
     logger.info("export", member=member_id)
@@ -66,15 +64,14 @@ def erase(member_id: str, reason: str = "user") -> None:
 
     reason: that of the session's end, `user` or `operator`.
     """
-    lock_erasure(member_id)
-    queries.lock(member_id)
-    ended = queries.end_session(member_id, sessions.LEASE)
-    key = queries.erase(member_id)
-    db.session.commit()
+    with transaction():
+        lock_erasure(member_id)
+        queries.lock(member_id)
+        ended = sessions.end_in_transaction(member_id, overdue=True)
+        key = queries.erase(member_id)
     logger.info("erasure", member=member_id, ended_session=ended is not None)
     if ended:
-        session, untold_id = ended
-        sessions.announce_end(session, reason, untold_id=untold_id)
+        sessions.publish_end(ended, reason)
     photo.erase(member_id, key)
 
 

@@ -1,4 +1,4 @@
-"""Sessions and their timers for the operator."""
+"""Sessions and their timers, for the operator."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -21,10 +21,10 @@ def sessions(context: click.Context) -> None:
 
 
 @sessions.command("list")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at the most.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most this many.")
 @console.as_json
 def list_sessions(limit: int, as_json: bool) -> None:
-    """List the active sessions, the next to expire first; never where they are."""
+    """List the active sessions, the next to expire first, without their places."""
     rows = service.list_active(limit)
     if as_json:
         console.write_json([_as_dict(session) for session in rows])
@@ -39,7 +39,7 @@ def list_sessions(limit: int, as_json: bool) -> None:
 @console.member
 @console.as_json
 def show_session(user: str, as_json: bool) -> None:
-    """Show the active session of USER; never where it is."""
+    """Show the active session of USER, without its place."""
     session = service.status(user)
     if session is None:
         raise _none_active(user)
@@ -51,7 +51,7 @@ def show_session(user: str, as_json: bool) -> None:
 @click.argument("minutes", type=click.Choice([str(minutes) for minutes in rules.DURATIONS_MINUTES]))
 @console.as_json
 def extend_session(user: str, minutes: str, as_json: bool) -> None:
-    """Give the active session of USER more MINUTES."""
+    """Extend the active session of USER by MINUTES."""
     try:
         session = service.extend(user, int(minutes)).session
     except NoActiveSession as error:
@@ -79,21 +79,21 @@ def end_session(user: str, yes: bool) -> None:
 @console.as_json
 @with_appcontext
 def reconcile(as_json: bool) -> None:
-    """Do now what is done every minute: end what is overdue, arm the timers that Redis lacks."""
+    """Run the reconciliation of every minute now: end overdue sessions, arm missing timers."""
     counts = service.reconcile()
     (console.write_json if as_json else console.write_facts)(counts)
 
 
 @click.command("timers")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many differences to list."
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="List at most this many missing timers."
 )
 @console.as_json
 @with_appcontext
 def timers(limit: int, as_json: bool) -> None:
     """Compare the armed timers with those that the active sessions need.
 
-    A missing one is armed within a minute, or by `reconcile`. One too many does no harm.
+    Missing timers are armed within a minute, or by `reconcile`. Surplus timers do no harm.
     """
     found = deadlines.compare()
     counts = {**found._asdict(), "missing": len(found.missing)}

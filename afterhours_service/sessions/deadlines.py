@@ -47,24 +47,31 @@ def arm(pipeline: Pipeline, expires_at: datetime) -> None:
         metrics.TIMERS.labels("armed").inc()
 
 
-@only_logged("timers not released")
-def release(expires_at: datetime, needed: Collection[int] | None = None) -> None:
+def cancel(pipeline: Pipeline, expires_at: datetime, needed: Collection[int]) -> list[int]:
     """Disarm the timers of an expiry that no longer applies, except those that another session needs.
 
-    needed: the seconds that others needed in the transaction that changed the expiry; queried when left out. Disarm
-    first, then query again: in this order no concurrent start loses its timer. Two sessions that leave a second at
-    once may each see the other, and leave its timer armed. A surplus timer does no harm.
+    needed: the seconds that others needed in the transaction that changed the expiry. Returns the seconds of the
+    disarmed timers, for `rearm` once the pipeline was sent. Two sessions that leave a second at once may each see the
+    other, and leave its timer armed: a surplus timer does no harm.
     """
-    seconds = _seconds(expires_at)
-    needed = _needed(seconds) if needed is None else needed
-    released = [second for second in seconds if second not in needed]
-    if not released or is_redis_away():
-        return
-    with after_commit() as pipeline:
-        for second in released:
-            disarm_timer(pipeline, TIMERS.at(second).id)
-            metrics.TIMERS.labels("released").inc()
-    _arm_all(_needed(released))  # if Redis refuses, the reconciliation arms them
+    if is_redis_away():
+        return []
+    cancelled = [second for second in _seconds(expires_at) if second not in needed]
+    for second in cancelled:
+        disarm_timer(pipeline, TIMERS.at(second).id)
+        metrics.TIMERS.labels("released").inc()
+    return cancelled
+
+
+@only_logged("disarmed timers were not checked")
+def rearm(cancelled: Sequence[int]) -> None:
+    """Arm those disarmed timers again that a session needs by now.
+
+    Disarm first, then query: in this order no concurrent start loses its timer. What Redis refuses is left to the
+    reconciliation.
+    """
+    if cancelled and not is_redis_away():
+        _arm_all(_needed(cancelled))
 
 
 def reconcile() -> int:
@@ -74,7 +81,7 @@ def reconcile() -> int:
     when Redis is away or refuses a timer.
     """
     missing = compare().missing
-    if not _arm_all({*missing, *queries.untold_seconds()}):
+    if not _arm_all({*missing, *queries.publish_seconds()}):
         raise RedisError("timers are missing")
     return len(missing)
 

@@ -1,20 +1,62 @@
-"""Every statement about sessions, each a transaction of its own, but for those of a start.
+"""Every statement about sessions. Each is a transaction of its own, or joins the caller's.
 
-The time is the database's: `clock_timestamp()` where a row's lock may be waited for, `statement_timestamp()` where an
-index is to be used; never `now()`, which is the moment the transaction began.
+The time is the database's; `models` says which of its clocks is for what.
 """
 
 import uuid
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-import psycopg2
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Boolean,
+    ColumnElement,
+    Double,
+    Integer,
+    Interval,
+    Numeric,
+    SQLColumnExpression,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    distinct,
+    exists,
+    extract,
+    func,
+    literal_column,
+    not_,
+    null,
+    or_,
+    select,
+    true,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, BIT, array, insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import aliased
 
 from afterhours_service.places.blur import Point
+from afterhours_service.profiles.models import AfterHoursProfile
 from afterhours_service.sessions import rules
-from afterhours_service.stores.connection import cursor
-from afterhours_service.stores.sql import execute, run
+from afterhours_service.sessions.models import (
+    CLOCK_NOW,
+    STATEMENT_NOW,
+    AfterHoursSession,
+    DeviceFingerprint,
+    ExpiryOutbox,
+)
+from afterhours_service.stores.connection import cursor, transaction
+from afterhours_service.stores.host import User
+from afterhours_service.stores.statements import Statement
 from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
@@ -37,25 +79,28 @@ class Session(NamedTuple):
 
 
 class Extension(NamedTuple):
-    """What an extension answers: until when the session lasts, and how many minutes were added.
+    """An extended session, and how many minutes were added.
 
-    before: the expiry that the session has left; None when the request repeats one that was answered already.
+    previous_expiry: None when the request repeats one that was answered before. needed_seconds: as in Ended, for the
+    previous expiry.
     """
 
     session: Session
     minutes: int
-    before: datetime | None
-    needed: set[int]  # as in Left
+    previous_expiry: datetime | None
+    needed_seconds: set[int]
 
 
-class Left(NamedTuple):
-    """A session that has left its expiry by an end, and who still needs that one's seconds.
+class Ended(NamedTuple):
+    """A session that was just ended.
 
-    needed: those of the expiry's and its warning's seconds, since the epoch, at which another session needs a timer.
+    needed_seconds: the seconds of its timers, since the epoch, that other sessions need. outbox_id: of its expiry in
+    the outbox, if it had expired.
     """
 
     session: Session
-    needed: set[int]
+    needed_seconds: set[int]
+    outbox_id: int | None
 
 
 class Prerequisites(NamedTuple):
@@ -66,260 +111,407 @@ class Prerequisites(NamedTuple):
     has_profile: bool
 
 
-class Untold(NamedTuple):
-    """Sessions that ran out, their expiry yet to be published; and what to give `mark_told` when it was.
+class PendingExpiries(NamedTuple):
+    """Expired sessions whose expiry is to be published, and the ids of their rows in the outbox.
 
-    ids: of rows of the outbox. A session that was deleted since is left out.
+    A session that was deleted since is left out.
     """
 
-    ids: list[int]
+    outbox_ids: list[int]
     sessions: list[Session]
 
 
 class Started(NamedTuple):
-    """What a start did.
+    """A session that was just started.
 
-    ran_out: the member's session that had run out, and was ended with the start. before: the latest one, if others
-    ended it; its end may be yet to be published. session: None when the start was refused.
+    overdue: the member's expired session that was ended with the start. previous: their latest session, if another
+    process ended it; its end may not be published yet.
     """
 
-    ran_out: Session | None
-    before: Session | None
-    session: Session | None
+    session: Session
+    overdue: Session | None
+    previous: Session | None
 
 
 class Census(NamedTuple):
-    """How many sessions are active, how many ran out and are not ended yet, and for how long the oldest of those."""
+    """How many sessions are active, how many are overdue, and for how long the oldest of those has been."""
 
     active: int
     overdue: int
     overdue_seconds: float
 
 
-_DEGREE = 10**8  # the columns' last decimal
-_ABOVE_ZERO = 180 * _DEGREE  # a negative number would show its sign through the mask
-_MASK_BITS = 48  # of a coordinate's 36
-# SQLSTATE classes: bad data, a constraint, no such table or no right to it, an exception that a trigger raised. Trying
-# again does not help; after a lock wait, a deadlock or a cancelled statement it does.
-_FINGERPRINTS_OWN = {"22", "23", "42", "P0"}
+class StartRefusedError(Exception):
+    """The member may not start, or has an active session."""
 
-# What reads many rows is planned for the table as it is: the plan that a connection made while it was empty won't do.
-_PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan;"
 
 REMEMBERED = 1000  # of a member's sessions, the latest: as many as a start reads
 
-# Those of a Session, in its order.
-COLUMNS = "id, user_id, started_at, expires_at, ended_at, clock_timestamp() AS now"
+_DEGREE = 10**8  # the columns' last decimal
+_ABOVE_ZERO = 180 * _DEGREE  # a negative number would show its sign through the mask
+_MASK_BITS = 48  # of a coordinate's 36
+# SQLSTATE classes of a fingerprint that cannot be stored, whenever it is tried: bad data, a constraint, no such table
+# or no right to it, an exception that a trigger raised. After a lock wait, a deadlock or a cancelled statement it can.
+_PERMANENT = {"22", "23", "42", "P0"}
 
-_ACTIVE = f"""
-    SELECT {COLUMNS} FROM after_hours_sessions
-    WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
-"""
+# These read many rows: the plan that a connection made while the table was empty would be slow.
+_PLAN_EACH_TIME = "SET LOCAL plan_cache_mode = force_custom_plan;"
+
+_Mine, _Other = AfterHoursSession, aliased(AfterHoursSession, name="other")
+
+_MEMBER: BindParameter[str] = bindparam("member_id")
+_LEAD, _LENGTH, _LEASE = (cast(bindparam(name), Interval) for name in ("lead", "length", "lease"))
+_BATCH: BindParameter[int] = bindparam("batch")
+
+
+def _session(row: Any = _Mine, **others: SQLColumnExpression[Any]) -> list[ColumnElement[Any]]:
+    """Return the columns of a Session out of `row`, but for `others`."""
+    columns = [others.get(name, getattr(row, name)).label(name) for name in Session._fields[:-1]]
+    return [*columns, CLOCK_NOW.label("now")]
+
+
+def _session_and(*more: str) -> Any:
+    """Return a row type: the fields of a Session, and more."""
+    return namedtuple("Row", (*Session._fields, *more))  # noqa: PYI024 - its fields are those of another
+
+
+def _session_of(row: Any) -> Session:
+    return Session(*_fields_of_session(row))
+
+
+_fields_of_session = attrgetter(*Session._fields)
+
+
+def _second(moment: SQLColumnExpression[datetime]) -> ColumnElement[int]:
+    """Return the whole second since the epoch, rounded up."""
+    return cast(func.ceil(extract("epoch", moment)), BigInteger)
+
+
+def _rounded_up(moment: ColumnElement[datetime]) -> ColumnElement[datetime]:
+    """Return the moment, rounded up to a whole second: no session is shorter than its member chose."""
+    return func.date_trunc(literal_column("'second'"), moment + literal_column("interval '999999 microseconds'"))
+
+
+def _needed(seconds: ColumnElement[Any], *others: ColumnElement[bool]) -> Any:
+    """Return a query for those of `seconds` at which an un-ended session expires, or has `lead` left."""
+    second = func.unnest(seconds, type_=BigInteger).column_valued("second")
+    begin, end = func.to_timestamp(second - literal_column("1")), func.to_timestamp(second)
+
+    def expires(after: ColumnElement[datetime], by: ColumnElement[datetime]) -> ColumnElement[bool]:
+        expiring = and_(_Other.unended(), _Other.expires_at > after, _Other.expires_at <= by, *others)
+        return exists(select(_Other.id).where(expiring).correlate_except(_Other))
+
+    return select(second).where(or_(expires(begin, end), expires(begin + _LEAD, end + _LEAD)))
+
+
+def _needed_by_others(expiry: SQLColumnExpression[datetime]) -> ColumnElement[Any]:
+    """Return an array of the seconds of an expiry, and of its warning, that other sessions need."""
+    seconds = array([_second(expiry), _second(expiry - _LEAD)])
+    return func.array(_needed(seconds, _Other.id != _Mine.id).correlate(_Mine).scalar_subquery()).label("needed")
+
+
+_ACTIVE = Statement(select(*_session()).where(_Mine.user_id == _MEMBER, _Mine.active(CLOCK_NOW)), Session)
+
+
+class _Preparation(NamedTuple):
+    noise: str
+    members: int
+    points: list[list[float]] | None
+
+
+def _prepare_start() -> Any:
+    # First the member's row, as everything that locks more than a session does: a withdrawal or an erasure in progress
+    # is waited for, and the next statement sees its outcome.
+    member = select(User.id).where(User.id == _MEMBER).with_for_update(read=True, key_share=True)
+    locked = member.cte("member").prefix_with("MATERIALIZED")
+    # Noise that masks the next statement's place; the server makes it, so that no statement names it.
+    made = select(cast(func.gen_random_uuid(), Text).label("noise")).cte("made").prefix_with("MATERIALIZED")
+    latest = (
+        select(_Mine.fuzzed_latitude, _Mine.fuzzed_longitude)
+        .where(_Mine.user_id == _MEMBER)
+        .order_by(_Mine.started_at.desc())
+        .limit(literal_column(str(REMEMBERED)))
+        .subquery("latest")
+    )
+    point = cast(array([latest.c.fuzzed_latitude, latest.c.fuzzed_longitude]), ARRAY(Double))
+    return select(
+        func.set_config(literal_column("'after_hours.noise'"), made.c.noise, true()).label("noise"),
+        select(func.count()).select_from(locked).scalar_subquery().label("members"),
+        select(func.array_agg(distinct(point))).scalar_subquery().label("points"),
+    ).select_from(made)
+
 
 # The latest sessions are taken in the index's order, not collected and sorted.
-_IN_ORDER = "SET LOCAL enable_sort = off;"
+_PREPARE_START = Statement(_prepare_start(), _Preparation, before="SET LOCAL enable_sort = off;")
 
-# First the member's row, as everything that locks more than a session does: a withdrawal or an erasure under way is
-# waited for, and the next statement sees what it left. Then the points of the member's latest sessions, and noise to
-# mask the next statement's place with, which the server makes so that no statement names it.
-_PREPARE_START = f"""
-    WITH member AS MATERIALIZED (
-        SELECT FROM users WHERE id = %(member_id)s FOR KEY SHARE
-    ), made AS MATERIALIZED (
-        SELECT gen_random_uuid()::text AS noise
-    )
-    SELECT set_config('after_hours.noise', noise, true), (SELECT count(*) FROM member), (
-        SELECT array_agg(DISTINCT ARRAY[fuzzed_latitude, fuzzed_longitude]::float8[])
-        FROM (
-            SELECT fuzzed_latitude, fuzzed_longitude FROM after_hours_sessions WHERE user_id = %(member_id)s
-            ORDER BY started_at DESC LIMIT {REMEMBERED}
-        ) AS latest
-    ) FROM made
-"""
 
-# In one statement: a session that ran out is ended, lest it block the new one; the new one is inserted, its expiry
-# rounded up to a whole second, so that it is never shorter than its member chose.
-# The count lets the insert wait for the update. Of a session that another ends at this moment the statement still sees
-# that it has no end; one that had run out ended at its expiry.
-_START = f"""
-    WITH ran_out AS (
-        UPDATE after_hours_sessions SET ended_at = expires_at
-        WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at <= clock_timestamp()
-        RETURNING {COLUMNS}
-    ), untold AS (
-        INSERT INTO after_hours_untold (tell_at, session_ids) SELECT now, ARRAY[id] FROM ran_out
-    ), started AS (
-        INSERT INTO after_hours_sessions
-            (user_id, started_at, expires_at, latitude, longitude, fuzzed_latitude, fuzzed_longitude)
-        SELECT %(member_id)s, now, date_trunc('second', now + %(length)s + interval '999999 microseconds'),
-            ((%(masked_latitude)s # latitude_mask) - {_ABOVE_ZERO}) / 1e8,
-            ((%(masked_longitude)s # longitude_mask) - {_ABOVE_ZERO}) / 1e8,
-            %(blurred_latitude)s, %(blurred_longitude)s
-        FROM (
-            SELECT statement_timestamp() AS now,
-                ('x' || left(noise, {_MASK_BITS // 4}))::bit({_MASK_BITS})::bigint AS latitude_mask,
-                ('x' || right(noise, {_MASK_BITS // 4}))::bit({_MASK_BITS})::bigint AS longitude_mask
-            FROM replace(current_setting('after_hours.noise'), '-', '') AS noise
-        ) AS given
-        WHERE EXISTS (SELECT FROM users WHERE id = %(member_id)s AND after_hours_consent)
-            AND EXISTS (SELECT FROM after_hours_profiles WHERE user_id = %(member_id)s)
-            AND (SELECT count(*) FROM ran_out) >= 0
-        ON CONFLICT (user_id) WHERE ended_at IS NULL DO NOTHING
-        RETURNING {COLUMNS}
+def _unmasked(name: str, mask: ColumnElement[Any]) -> ColumnElement[Any]:
+    number = cast(bindparam(name), BigInteger).op("#", return_type=BigInteger())(mask)
+    return (number - literal_column(str(_ABOVE_ZERO), BigInteger)) / literal_column("1e8", Numeric)
+
+
+def _mask(part: ColumnElement[str]) -> ColumnElement[Any]:
+    return cast(cast(literal_column("'x'").concat(part), BIT(_MASK_BITS)), BigInteger)
+
+
+def _start() -> Any:
+    """Return one statement: an overdue session is ended, lest it block the new one; the new one is inserted.
+
+    Of a session that another process ends at this moment the statement still sees that it has no end; if it had
+    expired, it ended at its expiry.
+    """
+    overdue = (
+        update(_Mine)
+        .where(_Mine.user_id == _MEMBER, _Mine.overdue(CLOCK_NOW))
+        .values(ended_at=_Mine.expires_at)
+        .returning(*_session())
+        .cte("overdue")
     )
-    SELECT 'ran_out', * FROM ran_out UNION ALL SELECT 'session', * FROM started UNION ALL
-    SELECT 'before', id, user_id, started_at, expires_at,
-        coalesce(ended_at, CASE WHEN expires_at <= clock_timestamp() THEN expires_at END), clock_timestamp()
-    FROM (
-        SELECT * FROM after_hours_sessions WHERE user_id = %(member_id)s ORDER BY started_at DESC LIMIT 1
-    ) AS latest
-    WHERE EXISTS (SELECT FROM started) AND NOT EXISTS (SELECT FROM ran_out)
-"""
+    outbox = (
+        insert(ExpiryOutbox)
+        .from_select([ExpiryOutbox.publish_at, ExpiryOutbox.session_ids], select(overdue.c.now, array([overdue.c.id])))
+        .cte("outbox")
+    )
+    setting = func.current_setting(literal_column("'after_hours.noise'"))
+    noise = func.replace(setting, literal_column("'-'"), literal_column("''")).alias("noise").column
+    digits: ColumnElement[int] = literal_column(str(_MASK_BITS // 4))
+    given = select(
+        STATEMENT_NOW.label("now"),
+        _mask(func.left(noise, digits)).label("latitude_mask"),
+        _mask(func.right(noise, digits)).label("longitude_mask"),
+    ).subquery("given")
+    row = {
+        _Mine.user_id: _MEMBER,
+        _Mine.started_at: given.c.now,
+        _Mine.expires_at: _rounded_up(given.c.now + _LENGTH),
+        _Mine.latitude: _unmasked("masked_latitude", given.c.latitude_mask),
+        _Mine.longitude: _unmasked("masked_longitude", given.c.longitude_mask),
+        _Mine.fuzzed_latitude: bindparam("blurred_latitude"),
+        _Mine.fuzzed_longitude: bindparam("blurred_longitude"),
+    }
+    started = (
+        insert(_Mine)
+        .from_select(
+            list(row),
+            select(*row.values()).where(
+                exists(select(User.id).where(User.id == _MEMBER, User.after_hours_consent.is_(True))),
+                exists(select(AfterHoursProfile.user_id).where(AfterHoursProfile.user_id == _MEMBER)),
+                # The count lets the insert wait for the update.
+                select(func.count()).select_from(overdue).scalar_subquery() >= literal_column("0"),
+            ),
+        )
+        .on_conflict_do_nothing(index_elements=[_Mine.user_id], index_where=_Mine.unended())
+        .returning(*_session())
+        .cte("started")
+    )
+    mine = select(*_session()).where(_Mine.user_id == _MEMBER)
+    latest = mine.order_by(_Mine.started_at.desc()).limit(literal_column("1"))
+    previous = latest.subquery("latest").c
+    ended_at = func.coalesce(previous.ended_at, case((previous.expires_at <= CLOCK_NOW, previous.expires_at)))
+    return union_all(
+        select(*started.c, literal_column("'session'").label("what")),
+        select(*overdue.c, literal_column("'overdue'")),
+        select(*_session(previous, ended_at=ended_at), literal_column("'previous'")).where(
+            exists(select(started.c.id)), not_(exists(select(overdue.c.id)))
+        ),
+    ).add_cte(outbox)
+
+
+_START: Statement[Any] = Statement(_start(), _session_and("what"))
+
 
 # With the commit in one round trip. The savepoint tells whether it was the fingerprint that failed.
-_STORE_DEVICE_AND_COMMIT = """
-    SAVEPOINT device;
-    INSERT INTO device_fingerprints (user_id, session_id, device_id, device_model, platform)
-    VALUES (%(user_id)s, CAST(%(session_id)s AS uuid), %(device_id)s, %(device_model)s, %(platform)s);
-    COMMIT
-"""
+_STORE_DEVICE_AND_COMMIT: Statement[Any] = Statement(
+    insert(DeviceFingerprint)
+    .inline()
+    .values(
+        {
+            DeviceFingerprint.user_id: _MEMBER,
+            DeviceFingerprint.session_id: bindparam("session"),
+            DeviceFingerprint.device_id: bindparam("device"),
+            DeviceFingerprint.device_model: bindparam("model"),
+            DeviceFingerprint.platform: bindparam("system"),
+        }
+    ),
+    before="SAVEPOINT device;",
+    after="; COMMIT",
+)
 
-_PREREQUISITES = """
-    SELECT users.id IS NOT NULL, after_hours_consent IS TRUE,
-        EXISTS (SELECT FROM after_hours_profiles WHERE user_id = %(member_id)s)
-    FROM (SELECT) AS nobody LEFT JOIN users ON id = %(member_id)s
-"""
-
-
-def _needed(seconds: str, others: str = "") -> str:
-    """Return a query for those of `seconds`, an array of bigint, at which a session expires, or has `lead` left."""
-    return f"""
-    SELECT second FROM unnest({seconds}) AS second
-    WHERE EXISTS (
-        SELECT FROM after_hours_sessions AS other
-        WHERE ended_at IS NULL AND expires_at > to_timestamp(second - 1) AND expires_at <= to_timestamp(second)
-            {others}
-    ) OR EXISTS (
-        SELECT FROM after_hours_sessions AS other
-        WHERE ended_at IS NULL AND expires_at > to_timestamp(second - 1) + CAST(%(lead)s AS interval)
-            AND expires_at <= to_timestamp(second) + CAST(%(lead)s AS interval)
-            {others}
-    )"""
+_PREREQUISITES = Statement(
+    select(
+        exists(select(User.id).where(User.id == _MEMBER)).label("exists"),
+        exists(select(User.id).where(User.id == _MEMBER, User.after_hours_consent.is_(True))).label("consents"),
+        exists(select(AfterHoursProfile.user_id).where(AfterHoursProfile.user_id == _MEMBER)).label("has_profile"),
+    ),
+    Prerequisites,
+)
 
 
-_NEEDED = _needed("CAST(%(seconds)s AS bigint[])")
-
-
-def _needed_by_others(expiry: str) -> str:
-    """Return an expression for the seconds of an expiry, and of its warning, that other sessions than `mine` need."""
-    seconds = ", ".join(
-        f"CAST(ceil(extract(epoch FROM {moment})) AS bigint)"
-        for moment in (expiry, f"{expiry} - CAST(%(lead)s AS interval)")
+def _end() -> Any:
+    # One that has expired ends at its expiry, which is published from the outbox.
+    ended = (
+        update(_Mine)
+        .where(
+            _Mine.user_id == _MEMBER,
+            or_(_Mine.active(CLOCK_NOW), and_(_Mine.overdue(CLOCK_NOW), cast(bindparam("overdue"), Boolean))),
+        )
+        .values(ended_at=func.least(_Mine.expires_at, CLOCK_NOW))
+        .returning(*_session(), _needed_by_others(_Mine.expires_at))
+        .cte("ended")
     )
-    return f"ARRAY({_needed(f'ARRAY[{seconds}]', 'AND other.id <> mine.id')})"
-
-
-_END = f"""
-    UPDATE after_hours_sessions AS mine SET ended_at = clock_timestamp()
-    WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
-    RETURNING {COLUMNS}, {_needed_by_others("mine.expires_at")}
-"""
-
-# The last key, and what it was answered, is kept; an extension without one leaves both. Who comes with that key once
-# more matches no row, also when they have waited for the first one's lock.
-_EXTENDED = "date_trunc('second', expires_at + CAST(%(length)s AS interval) + interval '999999 microseconds')"
-_KEYED = "CAST(%(key)s AS text) IS NOT NULL"
-_EXTEND = f"""
-    UPDATE after_hours_sessions AS mine
-    SET expires_at = {_EXTENDED},
-        warned_at = NULL,
-        extension_key = coalesce(CAST(%(key)s AS text), extension_key),
-        extension_minutes = CASE WHEN {_KEYED} THEN CAST(%(minutes)s AS integer) ELSE extension_minutes END,
-        extension_expires_at = CASE WHEN {_KEYED} THEN {_EXTENDED} ELSE extension_expires_at END
-    WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp()
-        AND NOT ({_KEYED} AND extension_key IS NOT DISTINCT FROM %(key)s)
-    RETURNING {COLUMNS}, {_needed_by_others("mine.expires_at - CAST(%(length)s AS interval)")}
-"""
-_REPEATED = """
-    SELECT id, user_id, started_at, extension_expires_at, ended_at, clock_timestamp(), extension_minutes
-    FROM after_hours_sessions
-    WHERE user_id = %(member_id)s AND ended_at IS NULL AND expires_at > clock_timestamp() AND extension_key = %(key)s
-"""
-
-# SKIP LOCKED: of two workers on the same second each session has one; who holds a row is ending or extending it.
-# NO KEY: who only refers to it, by a decline, is in nobody's way.
-_END_DUE = f"""
-    WITH ended AS (
-        UPDATE after_hours_sessions SET ended_at = expires_at
-        WHERE id = ANY (ARRAY(
-            SELECT id FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= statement_timestamp()
-            ORDER BY expires_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
-        ))
-        RETURNING {COLUMNS}
-    ), untold AS (
-        INSERT INTO after_hours_untold (tell_at, session_ids)
-        SELECT statement_timestamp() + %(lease)s, array_agg(id) FROM ended HAVING count(*) > 0
-        RETURNING id
+    expired = select(ended.c.now + _LEASE, array([ended.c.id])).where(ended.c.ended_at == ended.c.expires_at)
+    outbox = (
+        insert(ExpiryOutbox)
+        .from_select([ExpiryOutbox.publish_at, ExpiryOutbox.session_ids], expired)
+        .returning(ExpiryOutbox.id)
+        .cte("outbox")
     )
-    SELECT untold.id, ended.* FROM untold CROSS JOIN ended
-"""
+    return select(*ended.c, select(outbox.c.id).scalar_subquery().label("outbox_id"))
 
-_WARN_DUE = f"""
-    UPDATE after_hours_sessions SET warned_at = statement_timestamp()
-    WHERE id = ANY (ARRAY(
-        SELECT id FROM after_hours_sessions
-        WHERE ended_at IS NULL AND warned_at IS NULL
-            AND expires_at > statement_timestamp() AND expires_at <= statement_timestamp() + %(lead)s
-        ORDER BY expires_at LIMIT %(batch)s FOR NO KEY UPDATE SKIP LOCKED
-    ))
-    RETURNING {COLUMNS}
-"""
 
-# So many rows that their sessions fill a batch. A session may be deleted meanwhile; then there is nothing to publish.
-_CLAIM_UNTOLD = f"""
-    WITH due AS (
-        SELECT id, tell_at, session_ids FROM after_hours_untold WHERE tell_at <= statement_timestamp()
-        ORDER BY tell_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-    ), counted AS (
-        SELECT id, sum(cardinality(session_ids)) OVER (ORDER BY tell_at, id) - cardinality(session_ids) AS before
-        FROM due
-    ), untold AS (
-        UPDATE after_hours_untold SET tell_at = statement_timestamp() + %(lease)s
-        WHERE id = ANY (ARRAY(SELECT id FROM counted WHERE before < %(batch)s))
-        RETURNING id AS untold_id, session_ids
+_END: Statement[Any] = Statement(_end(), _session_and("needed", "outbox_id"))
+
+
+def _extend() -> Any:
+    # The last key is kept, and its answer; an extension without one changes neither. A repeated key matches no row,
+    # even if it waited for the first request's lock.
+    key, extended = cast(bindparam("key"), Text), _rounded_up(_Mine.expires_at + _LENGTH)
+    keyed = key.is_not(None)
+    return (
+        update(_Mine)
+        .where(
+            _Mine.user_id == _MEMBER,
+            _Mine.active(CLOCK_NOW),
+            not_(and_(keyed, _Mine.extension_key.is_not_distinct_from(key))),
+        )
+        .values(
+            expires_at=extended,
+            warned_at=null(),
+            extension_key=func.coalesce(key, _Mine.extension_key),
+            extension_minutes=case((keyed, cast(bindparam("minutes"), Integer)), else_=_Mine.extension_minutes),
+            extension_expires_at=case((keyed, extended), else_=_Mine.extension_expires_at),
+        )
+        .returning(*_session(), _needed_by_others(_Mine.expires_at - _LENGTH))
     )
-    SELECT untold_id, {COLUMNS}
-    FROM untold CROSS JOIN unnest(session_ids) AS session_id LEFT JOIN after_hours_sessions ON id = session_id
-"""
 
-_MARK_TOLD = "DELETE FROM after_hours_untold WHERE id = ANY (CAST(%(untold_ids)s AS bigint[]))"
 
-_UNTOLD_SECONDS = """
-    SELECT DISTINCT ceil(extract(epoch FROM tell_at))::bigint FROM after_hours_untold
-    WHERE tell_at > statement_timestamp()
-"""
+_EXTEND: Statement[Any] = Statement(_extend(), _session_and("needed"))
+_REPEATED: Statement[Any] = Statement(
+    select(*_session(expires_at=_Mine.extension_expires_at), _Mine.extension_minutes).where(
+        _Mine.user_id == _MEMBER, _Mine.active(CLOCK_NOW), _Mine.extension_key == bindparam("key")
+    ),
+    _session_and("extension_minutes"),
+)
 
-_EXPIRY_SECONDS = """
-    SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint FROM after_hours_sessions
-    WHERE ended_at IS NULL AND expires_at > statement_timestamp()
-"""
 
-_LIST_ACTIVE = f"""
-    SELECT {COLUMNS} FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > statement_timestamp()
-    ORDER BY expires_at, id LIMIT %(limit)s
-"""
+def _locked(*conditions: ColumnElement[bool]) -> Any:
+    """Return the ids of up to `batch` sessions, the next to expire first, locked.
 
-_CENSUS = """
-    SELECT count(*) FILTER (WHERE expires_at > statement_timestamp()),
-        count(*) FILTER (WHERE expires_at <= statement_timestamp()),
-        greatest(0, coalesce(extract(epoch FROM statement_timestamp() - min(expires_at)), 0))::float8
-    FROM after_hours_sessions WHERE ended_at IS NULL
-"""
+    SKIP LOCKED: two workers on the same second share the sessions; a member who holds a row is ending or extending it.
+    NO KEY: what only refers to a session, such as a decline, does not wait.
+    """
+    found = select(_Mine.id).where(*conditions).order_by(_Mine.expires_at).limit(_BATCH)
+    return func.array(found.with_for_update(skip_locked=True, key_share=True).scalar_subquery())
+
+
+def _end_due() -> Any:
+    ended = (
+        update(_Mine)
+        .where(_Mine.id == any_(_locked(_Mine.overdue(STATEMENT_NOW))))
+        .values(ended_at=_Mine.expires_at)
+        .returning(*_session())
+        .cte("ended")
+    )
+    batch = select(STATEMENT_NOW + _LEASE, func.array_agg(ended.c.id)).having(func.count() > literal_column("0"))
+    outbox = (
+        insert(ExpiryOutbox)
+        .from_select([ExpiryOutbox.publish_at, ExpiryOutbox.session_ids], batch)
+        .returning(ExpiryOutbox.id)
+        .cte("outbox")
+    )
+    return select(*ended.c, outbox.c.id.label("outbox_id")).select_from(outbox.join(ended, true()))
+
+
+_END_DUE: Statement[Any] = Statement(_end_due(), _session_and("outbox_id"), before=_PLAN_EACH_TIME)
+
+_WARN_DUE: Statement[Any] = Statement(
+    update(_Mine)
+    .where(
+        _Mine.id
+        == any_(
+            _locked(_Mine.active(STATEMENT_NOW), _Mine.warned_at.is_(None), _Mine.expires_at <= STATEMENT_NOW + _LEAD)
+        )
+    )
+    .values(warned_at=STATEMENT_NOW)
+    .returning(*_session()),
+    Session,
+    before=_PLAN_EACH_TIME,
+)
+
+
+def _claim_pending() -> Any:
+    """Return a statement for so many rows of the outbox that their sessions fill a batch."""
+    due = (
+        select(ExpiryOutbox)
+        .where(ExpiryOutbox.publish_at <= STATEMENT_NOW)
+        .order_by(ExpiryOutbox.publish_at)
+        .limit(_BATCH)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    size = func.cardinality(due.c.session_ids)
+    before = func.sum(size).over(order_by=[due.c.tell_at, due.c.id]) - size
+    counted = select(due.c.id, before.label("before")).cte("counted")
+    batch = select(counted.c.id).where(counted.c.before < _BATCH)
+    claimed = (
+        update(ExpiryOutbox)
+        .where(ExpiryOutbox.id == any_(func.array(batch.scalar_subquery())))
+        .values({ExpiryOutbox.publish_at: STATEMENT_NOW + _LEASE})
+        .returning(ExpiryOutbox.id.label("outbox_id"), ExpiryOutbox.session_ids)
+        .cte("claimed")
+    )
+    each = select(claimed.c.outbox_id, func.unnest(claimed.c.session_ids).label("session_id")).subquery("each")
+    return select(*_session(), each.c.outbox_id).select_from(each.outerjoin(_Mine, _Mine.id == each.c.session_id))
+
+
+_CLAIM_PENDING: Statement[Any] = Statement(_claim_pending(), _session_and("outbox_id"), before=_PLAN_EACH_TIME)
+
+_MARK_PUBLISHED: Statement[Any] = Statement(
+    delete(ExpiryOutbox).where(ExpiryOutbox.id == any_(cast(bindparam("ids"), ARRAY(BigInteger))))
+)
+
+_PUBLISH_SECONDS: Statement[Any] = Statement(
+    select(_second(ExpiryOutbox.publish_at)).distinct().where(ExpiryOutbox.publish_at > STATEMENT_NOW)
+)
+_EXPIRY_SECONDS: Statement[Any] = Statement(
+    select(_second(_Mine.expires_at)).distinct().where(_Mine.active(STATEMENT_NOW))
+)
+_NEEDED_SECONDS: Statement[Any] = Statement(_needed(cast(bindparam("seconds"), ARRAY(BigInteger))))
+
+_LIST_ACTIVE = Statement(
+    select(*_session())
+    .where(_Mine.active(STATEMENT_NOW))
+    .order_by(_Mine.expires_at, _Mine.id)
+    .limit(bindparam("limit")),
+    Session,
+)
+
+_OVERDUE_FOR = extract("epoch", STATEMENT_NOW - func.min(_Mine.expires_at))
+_CENSUS = Statement(
+    select(
+        func.count().filter(_Mine.active(STATEMENT_NOW)).label("active"),
+        func.count().filter(_Mine.overdue(STATEMENT_NOW)).label("overdue"),
+        cast(func.greatest(literal_column("0"), _OVERDUE_FOR), Double).label("overdue_seconds"),
+    ).where(_Mine.unended()),
+    Census,
+)
+
+_NOW: Statement[Any] = Statement(select(CLOCK_NOW))
 
 
 def active(member_id: str) -> Session | None:
     """Return the member's active session."""
-    return _one(_ACTIVE, member_id=member_id)
+    return _ACTIVE.first(member_id=member_id)
 
 
 def start(
@@ -329,23 +521,20 @@ def start(
     blur: Callable[[list[Point]], Point],
     device: Mapping[str, str | None] | None,
 ) -> Started:
-    """Start a session and store its device; a refused start changes nothing.
+    """Start a session and store its device, in a transaction of its own.
 
-    blur: returns the point to show, given the blurred points of the retained sessions. Why a start was refused is told
-    by `prerequisites` or an active session. A fingerprint that cannot be stored is left out. When that was a matter of
-    luck (a lock, a deadlock) the start fails with it, to be tried again.
+    blur: returns the point to show, given the blurred points of the retained sessions. A fingerprint that cannot be
+    stored is left out; when another try may succeed (a lock, a deadlock) the start fails. Raises StartRefusedError,
+    having changed nothing; `prerequisites` or an active session tell why.
 
     PostgreSQL logs a statement that fails, values included. So each coordinate crosses under a mask of its own, which
     the server has made and no statement names.
     """
-    with cursor() as opened:
-        execute(opened, _PREPARE_START, before=f"BEGIN; {_IN_ORDER}", member_id=member_id)
-        [(random_uuid, _, points)] = opened.fetchall()
-        noise = uuid.UUID(random_uuid).int
-        blurred = blur([Point(*point) for point in points or []])
-        execute(
-            opened,
-            _START,
+    with transaction():
+        [prepared] = _PREPARE_START.all(member_id=member_id)
+        noise = uuid.UUID(prepared.noise).int
+        blurred = blur([Point(*point) for point in prepared.points or []])
+        rows = _START.all(
             member_id=member_id,
             length=length,
             masked_latitude=_masked(exact.latitude, noise >> 128 - _MASK_BITS),
@@ -353,96 +542,94 @@ def start(
             blurred_latitude=blurred.latitude,
             blurred_longitude=blurred.longitude,
         )
-        found = {what: Session(*row) for what, *row in opened.fetchall()}
-        started = Started(found.get("ran_out"), found.get("before"), found.get("session"))
-        if started.session and device and any(device.values()):
-            _store_device_and_commit(opened, started.session, device)
-        else:
-            opened.execute("COMMIT" if started.session else "ROLLBACK")
-    return started
+        found = {row.what: _session_of(row) for row in rows}
+        if "session" not in found:
+            raise StartRefusedError
+        if device and any(device.values()):
+            _store_device_and_commit(found["session"], device)
+    return Started(found["session"], found.get("overdue"), found.get("previous"))
 
 
 def prerequisites(member_id: str) -> Prerequisites:
     """Return whether the member may start: they exist, consent, and have an After Hours profile."""
-    [row] = run(_PREREQUISITES, member_id=member_id)
-    return Prerequisites(*row)
+    [row] = _PREREQUISITES.all(member_id=member_id)
+    return row
 
 
-def end(member_id: str, lead: timedelta) -> Left | None:
-    """End the member's active session now. lead: how long before an expiry its warning comes."""
-    return _left(_END, member_id=member_id, lead=lead)
+def end(member_id: str, lead: timedelta, lease: timedelta, overdue: bool = False) -> Ended | None:
+    """End the member's active session now, or an overdue one at its expiry if `overdue` says so.
+
+    lead: how long before an expiry its warning comes. lease: how long the caller has to publish an expiry.
+    """
+    row = _END.first(member_id=member_id, lead=lead, lease=lease, overdue=overdue)
+    return Ended(_session_of(row), set(row.needed), row.outbox_id) if row else None
 
 
 def extend(
     member_id: str, minutes: int, length: timedelta, lead: timedelta, key: str | None = None
 ) -> Extension | None:
-    """Move the expiry of the member's active session by `length`; extensions at the same time add up.
+    """Move the expiry of the member's active session by `length`; concurrent extensions add up.
 
-    minutes: `length` as the member put it. lead: how long before an expiry its warning comes. key: the one that came
-    last with this session extends it no more, and gets the answer it got.
+    minutes: `length` as the member put it. lead: how long before an expiry its warning comes. key: if it came with the
+    session's last extension, the session is not extended again, and the answer is the same.
     """
-    given = {"member_id": member_id, "minutes": minutes, "length": length, "lead": lead}
-    if left := _left(_EXTEND, **given, key=key):
-        return Extension(left.session, minutes, left.session.expires_at - length, left.needed)
-    if key is None:
-        return None
-    rows = run(_REPEATED, member_id=member_id, key=key)
-    return next((Extension(Session(*row), answered, None, set()) for *row, answered in rows), None)
+    row = _EXTEND.first(member_id=member_id, minutes=minutes, length=length, lead=lead, key=key)
+    if row:
+        return Extension(_session_of(row), minutes, row.expires_at - length, set(row.needed))
+    repeated = key and _REPEATED.first(member_id=member_id, key=key)
+    return Extension(_session_of(repeated), repeated.extension_minutes, None, set()) if repeated else None
 
 
-def end_due(batch: int, lease: timedelta) -> Untold:
-    """End up to `batch` sessions that have run out, at their expiry.
-
-    lease: how long the caller has to tell of them.
-    """
-    return _untold(_END_DUE, batch=batch, lease=lease)
+def end_due(batch: int, lease: timedelta) -> PendingExpiries:
+    """End up to `batch` overdue sessions, at their expiry. lease: how long the caller has to publish that."""
+    return _pending(_END_DUE.all(batch=batch, lease=lease))
 
 
-def claim_untold(batch: int, lease: timedelta) -> Untold:
-    """Return about `batch` sessions whose expiry nobody published in time; they are the caller's for the lease."""
-    return _untold(_CLAIM_UNTOLD, batch=batch, lease=lease)
+def claim_pending(batch: int, lease: timedelta) -> PendingExpiries:
+    """Return about `batch` sessions whose expiry was not published in time; they are the caller's for the lease."""
+    return _pending(_CLAIM_PENDING.all(batch=batch, lease=lease))
 
 
-def mark_told(untold_ids: list[int]) -> None:
-    """Note that these expiries were published."""
-    run(_MARK_TOLD, untold_ids=untold_ids)
+def mark_published(outbox_ids: list[int]) -> None:
+    """Remove published expiries from the outbox."""
+    _MARK_PUBLISHED.run(ids=outbox_ids)
 
 
-def untold_seconds() -> set[int]:
-    """Return the seconds since the epoch, rounded up, at which expiries are to be told that weren't by then."""
-    return {second for (second,) in run(_UNTOLD_SECONDS)}
+def publish_seconds() -> set[int]:
+    """Return the seconds since the epoch, rounded up, at which leases of the outbox expire."""
+    return {second for (second,) in _PUBLISH_SECONDS.all()}
 
 
 def warn_due(batch: int, lead: timedelta) -> list[Session]:
     """Mark up to `batch` active sessions that have `lead` left, or less, as warned."""
-    return _all(_WARN_DUE, _PLAN_ANEW, batch=batch, lead=lead)
+    return _WARN_DUE.all(batch=batch, lead=lead)
 
 
 def expiry_seconds() -> set[int]:
     """Return the seconds since the epoch, rounded up, at which active sessions expire."""
-    return {second for (second,) in run(_EXPIRY_SECONDS)}
+    return {second for (second,) in _EXPIRY_SECONDS.all()}
 
 
 def needed_seconds(seconds: Iterable[int], lead: timedelta) -> set[int]:
     """Return those of `seconds` at which an un-ended session expires, or has `lead` left."""
-    return {second for (second,) in run(_NEEDED, seconds=list(seconds), lead=lead)}
+    return {second for (second,) in _NEEDED_SECONDS.all(seconds=list(seconds), lead=lead)}
 
 
 def list_active(limit: int) -> list[Session]:
     """Return up to `limit` active sessions, the next to expire first."""
-    return _all(_LIST_ACTIVE, limit=limit)
+    return _LIST_ACTIVE.all(limit=limit)
 
 
 def census() -> Census:
     """Count the sessions that are not ended."""
-    [row] = run(_CENSUS)
-    return Census(*row)
+    [row] = _CENSUS.all()
+    return row
 
 
 def now() -> datetime:
     """Return the database's time."""
     moment: datetime
-    [(moment,)] = run("SELECT clock_timestamp()")
+    [(moment,)] = _NOW.all()
     return moment
 
 
@@ -450,32 +637,22 @@ def _masked(degrees: float, mask: int) -> int:
     return (round(degrees * _DEGREE) + _ABOVE_ZERO) ^ mask
 
 
-def _store_device_and_commit(
-    opened: psycopg2.extensions.cursor, started: Session, device: Mapping[str, str | None]
-) -> None:
-    given = {name: device.get(name) for name in ("device_id", "device_model", "platform")}
+def _store_device_and_commit(started: Session, device: Mapping[str, str | None]) -> None:
     try:
-        opened.execute(_STORE_DEVICE_AND_COMMIT, {"user_id": started.user_id, "session_id": str(started.id), **given})
-    except psycopg2.Error as error:
-        if (error.pgcode or "")[:2] not in _FINGERPRINTS_OWN:
+        _STORE_DEVICE_AND_COMMIT.run(
+            member_id=started.user_id,
+            session=started.id,
+            device=device.get("device_id"),
+            model=device.get("device_model"),
+            system=device.get("platform"),
+        )
+    except DBAPIError as error:
+        if (getattr(error.orig, "pgcode", None) or "")[:2] not in _PERMANENT:
             raise
-        logger.warning("fingerprint not stored", error=type(error).__name__)
-        opened.execute("ROLLBACK TO SAVEPOINT device; COMMIT")
+        logger.warning("fingerprint not stored", error=type(error.orig).__name__)
+        with cursor() as opened:
+            opened.execute("ROLLBACK TO SAVEPOINT device")
 
 
-def _one(statement: str, **parameters: Any) -> Session | None:
-    rows = _all(statement, **parameters)
-    return rows[0] if rows else None
-
-
-def _all(statement: str, before: str = "", **parameters: Any) -> list[Session]:
-    return [Session(*row) for row in run(statement, before, **parameters)]
-
-
-def _left(statement: str, **parameters: Any) -> Left | None:
-    return next((Left(Session(*row), set(needed)) for *row, needed in run(statement, **parameters)), None)
-
-
-def _untold(statement: str, **parameters: Any) -> Untold:
-    rows = run(statement, _PLAN_ANEW, **parameters)
-    return Untold(list({row[0] for row in rows}), [Session(*row) for _, *row in rows if row[0]])
+def _pending(rows: list[Any]) -> PendingExpiries:
+    return PendingExpiries(list({row.outbox_id for row in rows}), [_session_of(row) for row in rows if row.id])

@@ -26,7 +26,7 @@ def start_session(body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.response(200, schemas.EndResponse)
 @blueprint.fails(errors.NoActiveSession)
 def end_session() -> dict[str, Any]:
-    """End the active session now; a body is not looked at."""
+    """End the active session now; a body is ignored."""
     return {"message": "The session has ended.", "session": service.end(current_member_id())}
 
 
@@ -37,15 +37,14 @@ def end_session() -> dict[str, Any]:
 @blueprint.fails(errors.NoActiveSession)
 def extend_session(headers: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     """Stay 15, 30 or 60 minutes longer."""
-    session, minutes, *_ = service.extend(
-        current_member_id(), body["additional_minutes"], headers.get("idempotency_key")
-    )
-    return {"session": {"id": session.id, "expires_at": session.expires_at, "extended_by_minutes": minutes}}
+    extension = service.extend(current_member_id(), body["additional_minutes"], headers.get("idempotency_key"))
+    session = extension.session
+    return {"session": {"id": session.id, "expires_at": session.expires_at, "extended_by_minutes": extension.minutes}}
 
 
 @blueprint.route("")
 @blueprint.response(200, schemas.StatusResponse)
 def get_session() -> dict[str, Any]:
-    """Tell whether a session is active, and for how long."""
+    """Return the active session, if there is one, and its remaining time."""
     session = service.status(current_member_id())
     return {"active": session is not None, "session": session}

@@ -1,4 +1,4 @@
-"""The rules of time, as pure functions of their arguments and `now`."""
+"""The rules of time, as pure functions."""
 
 import math
 from datetime import datetime, timedelta
@@ -28,5 +28,5 @@ def remaining_seconds(expires_at: datetime, now: datetime) -> int:
 
 
 def remaining_minutes(expires_at: datetime, now: datetime, minute_seconds: int) -> int:
-    """Return the minutes that are left, a begun one counted."""
+    """Return the minutes that are left, rounded up, never negative."""
     return max(0, math.ceil((expires_at - now).total_seconds() / minute_seconds))

@@ -18,7 +18,7 @@ _IN_MINUTES = {"description": "minutes"}
 
 
 class DeviceSchema(CamelCaseSchema):
-    """The device that a session is started from; all of it may be left out."""
+    """The device that a session is started from; every field is optional."""
 
     device_id = SafeString(allow_none=True, validate=validate.Length(max=255))
     device_model = SafeString(allow_none=True, validate=validate.Length(max=100))
@@ -26,7 +26,7 @@ class DeviceSchema(CamelCaseSchema):
 
 
 class StartSchema(CamelCaseSchema):
-    """A wish to go live: how long, and where."""
+    """A request to go live: how long, and where."""
 
     duration = StrictInteger(required=True, validate=_MINUTES, metadata=_IN_MINUTES)
     latitude = StrictFloat(
@@ -39,7 +39,7 @@ class StartSchema(CamelCaseSchema):
 
 
 class ExtendSchema(CamelCaseSchema):
-    """A wish to stay longer."""
+    """A request to stay longer."""
 
     additional_minutes = StrictInteger(required=True, validate=_MINUTES, metadata=_IN_MINUTES)
 
@@ -48,7 +48,7 @@ class IdempotencySchema(ma.Schema):
     """The headers of a request that may be repeated."""
 
     class Meta:
-        """Any other header is somebody else's."""
+        """Other headers are not ours to check."""
 
         unknown = ma.EXCLUDE
 

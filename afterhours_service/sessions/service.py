@@ -1,6 +1,6 @@
-"""The use cases of a session. Each is one transaction; timers and events follow its commit."""
+"""The use cases of a session: first the transaction, then one pipeline to Redis with its events and timers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import timedelta
@@ -19,7 +19,7 @@ from afterhours_service.jobs.events import Event
 from afterhours_service.jobs.runs import recorded
 from afterhours_service.places.blur import Point, blur
 from afterhours_service.sessions import deadlines, queries, rules
-from afterhours_service.sessions.queries import Extension, Session, Started, Untold
+from afterhours_service.sessions.queries import Ended, Extension, PendingExpiries, Session, StartRefusedError
 from afterhours_service.sessions.schemas import ActiveSchema
 from afterhours_service.stores.redis import after_commit, current_redis, only_logged, send
 from afterhours_service.telemetry import metrics
@@ -31,15 +31,15 @@ logger = get_logger(__name__)
 Device = Mapping[str, str | None]
 
 BATCH = 1000  # sessions a transaction ends or warns
-LEASE = timedelta(seconds=10)  # who ended a session and hasn't told of it by then is taken for dead
+LEASE = timedelta(seconds=10)  # to publish an expiry; after that any worker retries
 TRIES = 5
-REMEMBERED = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # an end that was published by then is known to be
+REMEMBERED = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # for so long Redis knows that an end was published
 
 
 class Overdue(NamedTuple):
-    """How many sessions a look at the clock ended and warned.
+    """How many sessions were ended and warned.
 
-    published: false when Redis refused an expiry; it is published when its lease is over.
+    published: false when Redis refused an expiry; it is retried when its lease expires.
     """
 
     ended: int
@@ -62,39 +62,36 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
     secret, length = settings.location_secret.encode(), rules.length(minutes, settings.minute_seconds)
     for _ in range(TRIES):
         try:
-            start = queries.start(
+            started, overdue, previous = queries.start(
                 member_id,
                 length,
                 place,
                 lambda previous: blur(place, member_id=member_id, secret=secret, previous=previous),
                 device,
             )
+            break
+        except StartRefusedError:
+            _raise_refusal(member_id)  # unless the reason is gone by now
         except DBAPIError as error:
-            if isinstance(error.orig, TransactionRollbackError):  # a deadlock, and nothing was changed: again
-                continue
             if isinstance(error.orig, ForeignKeyViolation):  # the member was deleted since the gate
                 raise errors.VerificationRequired from error
-            raise
-        if start.session:
-            started = start.session
-            break
-        # Refused: a session that ran out is left to whoever ends and announces it.
-        _raise_refusal(member_id)
-        # The other one ended between the two statements: look again.
+            if not isinstance(error.orig, TransactionRollbackError):  # a deadlock changed nothing, and is retried
+                raise
     else:
         raise errors.ServiceUnavailable
-    with after_commit() as trip:
+    with after_commit() as pipeline:
         metrics.SESSIONS_STARTED.inc()
-        if start.ran_out:
-            _count_ends("timeout", start.ran_out)
-        deadlines.arm(trip, started.expires_at)
+        if overdue:
+            _count_ends("timeout", overdue)
+        deadlines.arm(pipeline, started.expires_at)
         payload = {"expiresAt": started.expires_at, "durationMinutes": minutes}
-        events.publish(trip, *_end_before(start), _event("session_started", started, **payload))
+        last_end = _expired(overdue) if overdue else _unpublished_end(previous)
+        events.publish(pipeline, *([last_end] if last_end else []), _event("session_started", started, **payload))
     return started
 
 
 def _raise_refusal(member_id: str) -> None:
-    """Raise why a start was refused; return when there is no reason any more."""
+    """Raise why a start was refused; return if there is no reason any more."""
     prerequisites = queries.prerequisites(member_id)
     if not prerequisites.exists:
         raise errors.VerificationRequired
@@ -116,15 +113,16 @@ def extend(member_id: str, minutes: int, key: str | None = None) -> Extension:
     extension = queries.extend(member_id, minutes, length, deadlines.warning_lead(), key)
     if extension is None:
         raise errors.NoActiveSession
-    if extension.before is None:
+    if extension.previous_expiry is None:
         return extension
-    session = extension.session
-    with after_commit() as trip:
+    session, cancelled = extension.session, []
+    with after_commit() as pipeline:
         metrics.SESSIONS_EXTENDED.inc()
-        deadlines.arm(trip, session.expires_at)
+        deadlines.arm(pipeline, session.expires_at)
         payload = {"expiresAt": session.expires_at, "extendedByMinutes": minutes}
-        events.publish(trip, _event("session_extended", session, **payload))
-    deadlines.release(extension.before, extension.needed)
+        events.publish(pipeline, _event("session_extended", session, **payload))
+        cancelled = deadlines.cancel(pipeline, extension.previous_expiry, extension.needed_seconds)
+    deadlines.rearm(cancelled)
     return extension
 
 
@@ -133,35 +131,43 @@ def end(member_id: str, reason: str = "user") -> Session:
 
     Raises NoActiveSession.
     """
-    left = queries.end(member_id, deadlines.warning_lead())
-    if left is None:
+    ended = end_in_transaction(member_id)
+    if ended is None:
         raise errors.NoActiveSession
-    announce_end(left.session, reason, left.needed)
-    return left.session
+    publish_end(ended, reason)
+    return ended.session
 
 
-@only_logged("an end was not told in full")
-def announce_end(
-    session: Session, reason: str, needed: Collection[int] | None = None, untold_id: int | None = None
-) -> None:
-    """Tell of a session that has just been ended and committed, and give its timers back.
+def end_in_transaction(member_id: str, *, overdue: bool = False) -> Ended | None:
+    """End the member's session in the caller's transaction, if there is one; `publish_end` is for after its commit.
 
-    needed: the seconds of its timers that others need; asked for when it is left out. untold_id: of its untold expiry,
-    if it had run out.
+    overdue: end one that has expired, too.
     """
-    _count_ends(reason if untold_id is None else "timeout", session)
-    if untold_id is None:
-        with after_commit() as trip:
-            events.publish(trip, _ended(session, reason))
-    else:
-        _tell(Untold([untold_id], [session]))
-    deadlines.release(session.expires_at, needed)
+    return queries.end(member_id, deadlines.warning_lead(), LEASE, overdue)
+
+
+@only_logged("an end was not published in full")
+def publish_end(ended: Ended, reason: str) -> None:
+    """Publish the end of a session that was committed, and cancel its timers.
+
+    reason: `user` or `operator`; that of a session that had expired is `timeout`.
+    """
+    session, cancelled = ended.session, []
+    expired = ended.outbox_id is not None
+    _count_ends("timeout" if expired else reason, session)
+    with after_commit() as pipeline:
+        if not expired:
+            events.publish(pipeline, _ended(session, reason))
+        cancelled = deadlines.cancel(pipeline, session.expires_at, ended.needed_seconds)
+    if ended.outbox_id is not None:
+        _publish_pending(PendingExpiries([ended.outbox_id], [session]))
+    deadlines.rearm(cancelled)
 
 
 def do_what_is_due() -> Overdue:
-    """End every session that has run out, warn every one that is about to; any number of workers may do so at once.
+    """End every overdue session, warn every one that is about to expire; any number of workers may do so at once.
 
-    Then publish, batch by batch, the expiries that nobody has, because a worker died or Redis was away after the
+    Then publish, batch by batch, the expiries that are still pending because a worker died or Redis was away after the
     commit. However many those are, what falls due meanwhile comes first.
     """
     ended = warned = 0
@@ -170,10 +176,10 @@ def do_what_is_due() -> Overdue:
         count, was_published = _end_due()
         ended, warned = ended + count, warned + _warn_due()
         published = published and was_published
-        late = queries.claim_untold(BATCH, LEASE)
-        if not late.ids:
+        pending = queries.claim_pending(BATCH, LEASE)
+        if not pending.outbox_ids:
             return Overdue(ended, warned, published)
-        if not _tell(late):
+        if not _publish_pending(pending):
             return Overdue(ended, warned, published=False)
 
 
@@ -209,20 +215,18 @@ def _ended(session: Session, reason: str) -> Event:
     return _event("session_ended", session, endedAt=session.ended_at, reason=reason)
 
 
-def _end_before(start: Started) -> list[Event]:
-    """Return the end of the session before, which may not be published yet; whoever is late then does not publish it.
+def _unpublished_end(previous: Session | None) -> Event | None:
+    """Return the end of the previous session if it may not be published yet; a later attempt is then dropped.
 
-    An end by hand is published by the request it came with, or never; an expiry is made good, however late.
+    A member's end is published by its own request, or never; an expiry is retried, however late.
     """
-    if start.ran_out:
-        return [_expired(start.ran_out)]
-    if start.before is None:
-        return []
-    ended_at = start.before.ended_at or start.before.now  # None: at this moment, by another
-    if ended_at < start.before.expires_at:
-        ended = start.before._replace(ended_at=ended_at)
-        return [_ended(ended, "user")] if start.before.now - ended_at < LEASE else []
-    return [_expired(start.before)] if start.before.now - start.before.expires_at < REMEMBERED else []
+    if previous is None:
+        return None
+    ended_at = previous.ended_at or previous.now  # None: another process is ending it
+    if ended_at < previous.expires_at:
+        ended = previous._replace(ended_at=ended_at)
+        return _ended(ended, "user") if previous.now - ended_at < LEASE else None
+    return _expired(previous) if previous.now - previous.expires_at < REMEMBERED else None
 
 
 def _count_ends(reason: str, *ended: Session) -> None:
@@ -239,37 +243,37 @@ def _end_due() -> tuple[int, bool]:
     """
     total = 0
     published = True
-    with ThreadPoolExecutor(1) as aside:
-        telling: Future[bool] | None = None
+    with ThreadPoolExecutor(1) as executor:
+        publishing: Future[bool] | None = None
         while True:
-            untold = queries.end_due(BATCH, LEASE)
-            if telling:
-                published = telling.result() and published
-            _count_ends("timeout", *untold.sessions)
-            total += len(untold.sessions)
-            if len(untold.sessions) < BATCH:
-                return total, _tell(untold) and published
-            telling = aside.submit(copy_context().run, _tell_in, current_app.app_context(), untold)
+            pending = queries.end_due(BATCH, LEASE)
+            if publishing:
+                published = publishing.result() and published
+            _count_ends("timeout", *pending.sessions)
+            total += len(pending.sessions)
+            if len(pending.sessions) < BATCH:
+                return total, _publish_pending(pending) and published
+            publishing = executor.submit(copy_context().run, _publish_in, current_app.app_context(), pending)
 
 
-def _tell_in(context: AppContext, untold: Untold) -> bool:
+def _publish_in(context: AppContext, pending: PendingExpiries) -> bool:
     with context:
-        return _tell(untold)
+        return _publish_pending(pending)
 
 
-def _tell(untold: Untold) -> bool:
-    """Publish the expiry of sessions, then note that it was; what fails is done again when the lease is over.
+def _publish_pending(pending: PendingExpiries) -> bool:
+    """Publish expiries, then remove them from the outbox; what fails is retried when the lease expires.
 
     Return whether it succeeded.
     """
-    if not untold.ids:
+    if not pending.outbox_ids:
         return True
-    trip = current_redis().pipeline(transaction=False)
-    events.publish(trip, *map(_expired, untold.sessions))
-    if not send(trip):
+    pipeline = current_redis().pipeline(transaction=False)
+    events.publish(pipeline, *map(_expired, pending.sessions))
+    if not send(pipeline):
         return False
     try:
-        queries.mark_told(untold.ids)
+        queries.mark_published(pending.outbox_ids)
     except SQLAlchemyError as error:
         logger.warning("published expiries stay in the outbox", error=type(error).__name__)
         return False
@@ -286,8 +290,8 @@ def _warn_due() -> int:
             minutes = rules.remaining_minutes(session.expires_at, session.now, minute_seconds)
             payload = {"expiresAt": session.expires_at, "minutesRemaining": minutes}
             warnings.append(_event("session_expiring", session, **payload))
-        with after_commit() as trip:
-            events.publish(trip, *warnings)
+        with after_commit() as pipeline:
+            events.publish(pipeline, *warnings)
         total += len(warned)
         if len(warned) < BATCH:
             return total

@@ -1,4 +1,4 @@
-"""The connection of the request or job: each statement on it is a transaction of its own, but inside `transaction`."""
+"""The connection of the request or job. Outside `transaction`, each statement is a transaction of its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,18 +19,19 @@ _STALE = (DuplicatePreparedStatement, InvalidSqlStatementName, FeatureNotSupport
 
 
 @contextmanager
-def transaction(isolation: str = "READ COMMITTED") -> Iterator[None]:
+def transaction(isolation: str = "") -> Iterator[None]:
     """Run the statements inside in one transaction: committed at the end, rolled back by an exception.
 
-    Inside another transaction it joins that one, so that use cases compose. Raises as `cursor` does.
+    isolation: such as REPEATABLE READ; READ COMMITTED if left out. Inside another transaction it joins that one, so
+    that use cases compose. Raises as `cursor` does.
     """
     if in_transaction():
         yield
         return
-    g.begin = f"BEGIN ISOLATION LEVEL {isolation};"
+    g.begin = f"BEGIN ISOLATION LEVEL {isolation};" if isolation else "BEGIN;"
     try:
         yield
-        if not g.begin:
+        if "connection" in g and _is_open(_driver()):  # a statement may have brought its own COMMIT
             with cursor() as opened:
                 opened.execute("COMMIT")
     finally:
@@ -45,7 +46,7 @@ def in_transaction() -> bool:
 
 
 def take_begin() -> str:
-    """Return what begins the transaction, for its first statement's round trip; after that, or outside one, nothing."""
+    """Return the BEGIN for the transaction's first statement; after that, or outside a transaction, an empty string."""
     begin: str = g.get("begin", "")
     if begin:
         g.begin = ""
@@ -54,7 +55,7 @@ def take_begin() -> str:
 
 @contextmanager
 def cursor() -> Iterator[psycopg2.extensions.cursor]:
-    """Yield a cursor of the driver's on the connection, which stays with the request or job until `give_back`.
+    """Yield a psycopg2 cursor on the connection, which the request or job keeps until `release_connection`.
 
     A transaction that a statement leaves open outside `transaction` is rolled back. Raises DBAPIError, and TimeoutError
     when the pool has no connection left.
@@ -83,7 +84,7 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
         ) from error
 
 
-def give_back(_error: BaseException | None = None) -> None:
+def release_connection(_error: BaseException | None = None) -> None:
     """Return the connection to the pool, if the request or job took one."""
     connection: PoolProxiedConnection | None = g.get("connection")
     if connection is None:
@@ -108,12 +109,16 @@ def _driver() -> psycopg2.extensions.connection:
     return cast("psycopg2.extensions.connection", g.connection.dbapi_connection)
 
 
+def _is_open(driver: psycopg2.extensions.connection) -> bool:
+    return driver.get_transaction_status() != TRANSACTION_STATUS_IDLE
+
+
 def _close_transaction(driver: psycopg2.extensions.connection) -> None:
     try:
-        if driver.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+        if _is_open(driver):
             with driver.cursor() as opened:
                 opened.execute("ROLLBACK")
     except psycopg2.Error:
         driver.close()
     if driver.closed:
-        give_back()  # the next statement gets another
+        release_connection()  # the next statement gets another

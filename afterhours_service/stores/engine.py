@@ -7,7 +7,7 @@ from flask import Flask
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service.config import Settings
-from afterhours_service.stores.connection import give_back
+from afterhours_service.stores.connection import release_connection
 from afterhours_service.stores.database import (
     connect_args,
     db,
@@ -44,7 +44,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     }
     db.init_app(app)
     # Flask runs these in reverse order, and so before the extension's own teardown, which raises on a lost connection.
-    for teardown in (_roll_back_session, give_back):
+    for teardown in (_roll_back_session, release_connection):
         app.teardown_appcontext(only_logged("connection not returned to the pool")(teardown))
     with app.app_context():
         replace_closed_connections(db.engine)

@@ -1,15 +1,29 @@
-"""The host application's tables, read and never written here: `members/` writes the two columns of consent."""
+"""The host application's tables, read and never written here: `rights/` writes the two columns of consent."""
 
 import uuid
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ForeignKey, Integer, String, Text, UniqueConstraint, func, text
+from sqlalchemy import (
+    BindParameter,
+    ForeignKey,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    bindparam,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
 from afterhours_service.stores.database import Base, db
-from afterhours_service.stores.sql import read
+from afterhours_service.stores.statements import Statement
 
 Timestamp = TIMESTAMP(timezone=True)
 
@@ -67,27 +81,38 @@ class Block(Base):
 
 
 class Standing(NamedTuple):
-    """What the gate wants to know of a member, in the order it asks."""
+    """What the gate checks of a member, in this order."""
 
     premium: bool
     verified: bool
     consented: bool
 
 
-_STANDING = """
-    SELECT EXISTS (
-            SELECT FROM user_subscriptions
-            WHERE user_id = %(member_id)s AND is_active AND (expires_at IS NULL OR expires_at > now())
-        ), id_verified, after_hours_consent
-    FROM (SELECT) AS nobody LEFT JOIN users ON id = %(member_id)s
-"""
+_MEMBER: BindParameter[str] = bindparam("member_id")
+_NOBODY = select(literal_column("1")).subquery("nobody")  # there is one row, whoever asks
+_STANDING = Statement(
+    select(
+        exists(
+            select(Subscription.id).where(
+                Subscription.user_id == _MEMBER,
+                Subscription.is_active,
+                or_(Subscription.expires_at.is_(None), Subscription.expires_at > func.now()),
+            )
+        ).label("premium"),
+        User.id_verified.is_(True).label("verified"),
+        User.after_hours_consent.is_(True).label("consented"),
+    ).select_from(_NOBODY.outerjoin(User, User.id == _MEMBER)),
+    Standing,
+)
 
 
 # Every start, decline and change of preferences takes this lock first, in its transaction; a withdrawal of consent and
 # an erasure take FOR UPDATE, which excludes it.
 _LOCK = text("SELECT after_hours_consent IS TRUE FROM users WHERE id = :member_id FOR KEY SHARE")
 _TRY_LOCK_ERASURE = text("SELECT pg_try_advisory_xact_lock_shared(hashtextextended(:member_id, :seed))")
-_LOCK_ERASURE = text("SELECT pg_advisory_xact_lock(hashtextextended(:member_id, :seed))")
+_LOCK_ERASURE: Statement[Any] = Statement(
+    select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("member_id"), bindparam("seed"))))
+)
 LOCK_SEED = 0x0AF7E12  # any number: a lock of another application's must not be ours by chance
 
 
@@ -107,11 +132,11 @@ def try_lock_erasure(member_id: str) -> bool:
 
 
 def lock_erasure(member_id: str) -> None:
-    """Wait for what is being created for the member; until the transaction ends nothing can be."""
-    db.session.execute(_LOCK_ERASURE, {"member_id": member_id, "seed": LOCK_SEED})
+    """Wait for rows that are being created for the member; block new ones until the transaction ends."""
+    _LOCK_ERASURE.run(member_id=member_id, seed=LOCK_SEED)
 
 
 def standing(member_id: str) -> Standing:
-    """Return the member's standing, in one query; nobody's is all false."""
-    [(premium, verified, consented)] = read(_STANDING, member_id=member_id)
-    return Standing(premium, verified is True, consented is True)
+    """Return the member's standing, in one query; all false for an unknown member."""
+    [found] = _STANDING.all(member_id=member_id)
+    return found

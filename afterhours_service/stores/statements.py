@@ -21,14 +21,17 @@ Row = TypeVar("Row", bound=tuple[Any, ...])
 class Statement(Generic[Row]):
     """A constant statement with `bindparam`s. row: the NamedTuple that each row becomes; its fields name the columns.
 
-    before: commands without parameters for the same round trip, such as SET LOCAL. Methods raise as `cursor` does.
+    before, after: commands without parameters for the same round trip, such as `SET LOCAL …;` and `; COMMIT`. Methods
+    raise as `cursor` does.
     """
 
-    def __init__(self, statement: Any, row: type[Row] | None = None, before: str = "") -> None:
+    def __init__(self, statement: Any, row: type[Row] | None = None, before: str = "", after: str = "") -> None:
         if row and (names := tuple(statement.exported_columns.keys())) != getattr(row, "_fields", ()):
             raise TypeError(f"{row.__name__} has other fields than {names}")
         compiled = statement.compile(dialect=PGDialect_psycopg2())  # type: ignore[no-untyped-call]
-        self._text, self._before, self._is_read = str(compiled), before, isinstance(statement, Select)
+        self._text, self._before, self._after = str(compiled), before, after
+        writes = any(cte.element.is_dml for cte in compiled.ctes or ())
+        self._is_read = isinstance(statement, Select) and not writes
         self._make: Any = getattr(row, "_make", tuple)
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}
         name = f"after_hours_{hashlib.sha256(self._text.encode()).hexdigest()[:16]}"
@@ -57,8 +60,9 @@ class Statement(Generic[Row]):
             text, known = self._text, g.connection.info.setdefault("after_hours_prepared", set())
             if self._call and current_settings().database_prepare:
                 if self._call not in known:
-                    opened.execute(take_begin() + self._prepare)
+                    opened.execute(f"{take_begin()} {self._before} {self._prepare}")
                     known.add(self._call)
                 text = self._call
-            opened.execute(f"{take_begin()} {self._before} {text}", {**self._constants, **parameters} or None)
+            given = {**self._constants, **parameters} or None
+            opened.execute(f"{take_begin()} {self._before} {text}{self._after}", given)
             return [self._make(row) for row in opened] if opened.description else [], opened.rowcount

@@ -1,4 +1,4 @@
-"""The gate: who asks, and may they? It fails closed."""
+"""The gate: authenticates the member, and checks that they may use After Hours. It fails closed."""
 
 import time
 from typing import Any
@@ -39,12 +39,12 @@ def current_member_id() -> str:
 
 
 def authenticate() -> None:
-    """Let the request pass for whoever has a good token, premium or not. Raises the failures of the token."""
+    """Admit any member with a valid token, premium or not. Raises the failures of the token."""
     current_member_id()
 
 
 def admit() -> None:
-    """Let the request pass only for a premium, verified, consenting member.
+    """Admit only a premium, verified, consenting member.
 
     Raises the failures of the token, PremiumRequired, VerificationRequired, ConsentRequired or AuthUnavailable.
     """
@@ -52,7 +52,7 @@ def admit() -> None:
     try:
         member = standing(member_id)
     except SQLAlchemyError as error:
-        logger.warning("the gate could not ask the database", error=type(error).__name__)
+        logger.warning("gate could not query the database", error=type(error).__name__)
         raise errors.AuthUnavailable from error
     if not member.premium:
         raise errors.PremiumRequired
@@ -63,7 +63,7 @@ def admit() -> None:
 
 
 def hold(member_id: str) -> None:
-    """Ask for the member's consent once more, and keep it until the transaction ends: the gate was a moment ago.
+    """Check the member's consent again, and lock it until the transaction ends: it may have changed since the gate.
 
     Raises VerificationRequired (the member is gone) or ConsentRequired.
     """
@@ -75,7 +75,7 @@ def hold(member_id: str) -> None:
 
 
 def hold_to_create(member_id: str) -> None:
-    """Do as `hold`, for what an erasure that is under way would not find, and would leave behind.
+    """Do as `hold`, for new rows that an erasure in progress would miss.
 
     Raises ErasureInProgress, VerificationRequired or ConsentRequired.
     """
@@ -85,7 +85,7 @@ def hold_to_create(member_id: str) -> None:
 
 
 def token_for(member_id: str, settings: Settings, seconds: int) -> str:
-    """Return a token for a member, good for some seconds, as the host's auth service would issue it; HS256 only."""
+    """Return a token for a member, valid for `seconds`, as the host's auth service would issue it; HS256 only."""
     claims: dict[str, Any] = {"userId": member_id, "exp": int(time.time()) + seconds}
     claims |= {"iss": settings.jwt_issuer} if settings.jwt_issuer else {}
     claims |= {"aud": settings.jwt_audience} if settings.jwt_audience else {}
@@ -110,8 +110,8 @@ def member_of(authorization: str | None, settings: Settings) -> str:
             options={
                 "require": ["exp"],
                 "verify_aud": settings.jwt_audience is not None,
-                # iat is no promise about time. sub and jti are none of our business beside a good userId: hosts number
-                # their members and tokens, and PyJWT takes only text. nbf is checked below, with a leeway of its own.
+                # iat promises nothing. sub and jti do not matter beside a valid userId, and may be numbers, which PyJWT
+                # refuses. nbf is checked below, with a leeway of its own.
                 "verify_iat": False,
                 "verify_sub": False,
                 "verify_jti": False,

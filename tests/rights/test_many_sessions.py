@@ -13,7 +13,7 @@ from afterhours_service.places.blur import Point
 from afterhours_service.rights import queries as members
 from afterhours_service.sessions import queries as sessions
 from afterhours_service.stores.connection import cursor
-from afterhours_service.stores.sql import execute
+from afterhours_service.stores.statements import Statement
 from tests.discovery.conftest import go_live
 from tests.factories import PLACE, Factory, bearer
 from tests.rights.test_rights import many_sessions
@@ -32,11 +32,12 @@ def rows_read(plan: dict[str, Any]) -> Iterator[float]:
         yield from rows_read(part)
 
 
-def cost(statement: str, before: str = "", **parameters: Any) -> float:
+def cost(statement: Statement[Any] | str, before: str = "", **parameters: Any) -> float:
     """Run a statement, and return how many rows the busiest step of its plan has looked at; nothing is kept."""
-    explain = f"BEGIN; {before} EXPLAIN (ANALYZE, FORMAT JSON)"
+    if isinstance(statement, Statement):
+        before, statement = statement._before, statement._text
     with cursor() as opened:
-        execute(opened, statement, explain, **parameters)
+        opened.execute(f"BEGIN; {before} EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
         [(plan,)] = opened.fetchall()
         opened.execute("ROLLBACK")
     return max(rows_read(plan[0]["Plan"]))
@@ -53,10 +54,10 @@ def old_hand(factory: Factory) -> str:
 
 def test_a_start_and_an_end_read_no_more_than_the_latest(app: Flask, old_hand: str) -> None:
     with app.app_context():
-        history = cost(sessions._PREPARE_START, sessions._IN_ORDER, member_id=old_hand, mask="0")
+        history = cost(sessions._PREPARE_START, member_id=old_hand)
         assert history <= sessions.REMEMBERED
         assert cost(sessions._ACTIVE, member_id=old_hand) <= 1
-        assert cost(sessions._END, member_id=old_hand, lead=LEAD) <= 2
+        assert cost(sessions._END, member_id=old_hand, lead=LEAD, lease=LEAD, overdue=False) <= 2
         extension: dict[str, Any] = {"lead": LEAD, "length": LEAD, "minutes": 2, "key": None}
         assert cost(sessions._EXTEND, member_id=old_hand, **extension) <= 2
 
@@ -68,7 +69,7 @@ def test_a_start_looks_at_the_latest_sessions_first(app: Flask, old_hand: str) -
         seen.extend(previous)
         return Point(1, 1)
 
-    with app.app_context():
+    with app.app_context(), pytest.raises(sessions.StartRefusedError):  # one is active
         sessions.start(old_hand, LEAD, Point(1, 1), blur, None)
     assert len(seen) == sessions.REMEMBERED
     assert (52.52, 13.4) in seen  # the last of them
@@ -114,7 +115,7 @@ def test_no_statement_of_an_erasure_deletes_more_than_a_batch(
     factory.execute(
         "INSERT INTO after_hours_matches SELECT id FROM after_hours_sessions ORDER BY started_at LIMIT 11000"
     )
-    client = make_app(database_url=wire.url).test_client()
+    client = make_app(database_url=wire.url, database_prepare=False).test_client()
     assert client.delete(f"{API}/me", headers=bearer(old_hand)).status_code == 200
     for begin, number in (
         ("DELETE FROM device_fingerprints", MANY),

@@ -104,7 +104,7 @@ def _a_worker_that_is_late(app: Flask) -> None:
 def _a_worker_that_cannot_note_it(app: Flask) -> None:
     """It has published the expiry, and died before it could note that."""
     with app.app_context(), pytest.MonkeyPatch.context() as broken:
-        broken.setattr(queries, "mark_told", lambda _: None)
+        broken.setattr(queries, "mark_published", lambda _: None)
         service.do_what_is_due()
 
 
@@ -303,16 +303,16 @@ def test_a_backlog_of_expiries_delays_no_end(
         for _ in backlog:  # a row of the outbox each
             queries.end_due(1, -service.LEASE)
     due, soon = factory.session(factory.member(), left=-1), factory.session(factory.member(), left=60, length=900)
-    claim, claims = queries.claim_untold, []
+    claim, claims = queries.claim_pending, []
 
-    def claim_untold(*arguments: Any) -> queries.Untold:
+    def claim_pending(*arguments: Any) -> queries.PendingExpiries:
         claimed = claim(*arguments)
         claims.append(len(claimed.sessions))
         if len(claims) == 1:
             factory.execute("UPDATE after_hours_sessions SET expires_at = now(), warned_at = now() WHERE id = %s", soon)
         return claimed
 
-    monkeypatch.setattr(queries, "claim_untold", claim_untold)
+    monkeypatch.setattr(queries, "claim_pending", claim_pending)
     with app.app_context():
         assert service.do_what_is_due()[::2] == (2, True)
     told = expired(events)
@@ -373,7 +373,7 @@ def test_a_batch_that_is_told_aside_gives_its_connection_back_and_is_told_once_w
 
     with app.app_context():
         with monkeypatch.context() as broken:
-            broken.setattr(queries, "mark_told", fail)
+            broken.setattr(queries, "mark_published", fail)
             assert service.do_what_is_due().ended == 5
         assert db.engine.pool.checkedout() == 1  # type: ignore[attr-defined]
         assert set(expired(events)) == sessions

@@ -8,21 +8,22 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
+from afterhours_service.stores.connection import cursor
 from afterhours_service.stores.database import db
-from afterhours_service.stores.sql import run
 from tests.conftest import ROOT
 from tests.factories import SECRET, Factory, bearer
 
 FORK = """
 import os
 from afterhours_service import create_app
-from afterhours_service.extensions import db, give_back, run
+from afterhours_service.stores.connection import cursor
 
 app = create_app()
 
 def backend():
-    with app.app_context():
-        return run("SELECT pg_backend_pid()")[0][0]
+    with app.app_context(), cursor() as opened:
+        opened.execute("SELECT pg_backend_pid()")
+        return opened.fetchone()[0]
 
 mine = backend()
 reader, writer = os.pipe()
@@ -60,8 +61,8 @@ def test_a_connection_goes_back_as_it_came(app: Flask, client: FlaskClient, fact
     member = factory.member()
 
     def in_a_job() -> None:
-        with app.app_context():
-            run("SELECT 1")
+        with app.app_context(), cursor() as opened:
+            opened.execute("SELECT 1")
 
     for use in (lambda: client.get("/api/after-hours/session", headers=bearer(member)), in_a_job):
         use()

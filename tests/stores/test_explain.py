@@ -4,6 +4,7 @@ import inspect
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +26,11 @@ DEVICE: dict[str, str | None] = {"device_id": "d", "device_model": "m", "platfor
 PLACES = {"created_at": "2026-01-01", "ended_at": "2026-01-01", "id": str(uuid.UUID(int=7)), "user_id": "m7"}
 
 
+def start() -> None:
+    with suppress(sessions.StartRefusedError):  # the second time
+        sessions.start("m19999", MINUTES, PLACE, lambda _: PLACE, DEVICE)
+
+
 def find() -> None:
     for name, step in cleanup.STEPS.items():
         for after in (None, [PLACES[column] for column, _ in step.order]):
@@ -39,14 +45,14 @@ def delete() -> None:
 CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     host.standing: ("m7",),
     sessions.active: ("m7",),
-    sessions.start: ("m19999", MINUTES, PLACE, lambda _: PLACE, DEVICE),
+    start: (),
     sessions.prerequisites: ("m7",),
-    sessions.end: ("m7", MINUTES),
+    sessions.end: ("m7", MINUTES, MINUTES),
     sessions.extend: ("m7", 15, MINUTES, MINUTES, "key"),
     sessions.end_due: (1000, timedelta(seconds=10)),
-    sessions.claim_untold: (1000, timedelta(seconds=10)),
-    sessions.mark_told: ([1],),
-    sessions.untold_seconds: (),
+    sessions.claim_pending: (1000, timedelta(seconds=10)),
+    sessions.mark_published: ([1],),
+    sessions.publish_seconds: (),
     sessions.warn_due: (1000, timedelta(minutes=2)),
     sessions.expiry_seconds: (),
     sessions.needed_seconds: ([1_800_000_000, 1_800_000_001], timedelta(minutes=2)),
@@ -56,7 +62,6 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     members.consent: ("m7",),
     members.lock: ("m7",),
     members.set_consent: ("m7", False),
-    members.end_session: ("m7", MINUTES),
     members.export: ("m7",),
     members.erase: ("m7",),
     cleanup.try_lock: (),

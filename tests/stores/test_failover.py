@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job
+from sqlalchemy import text
 
 from afterhours_service.config import Settings
 from afterhours_service.jobs import worker
@@ -20,7 +21,7 @@ from afterhours_service.jobs.scheduler import LEASE
 from afterhours_service.sessions import service
 from afterhours_service.stores.database import db
 from afterhours_service.stores.redis import is_away, is_redis_away
-from afterhours_service.stores.sql import run
+from afterhours_service.stores.statements import Statement
 from tests.factories import PLACE, Factory, bearer, scheduled
 from tests.outages import OwnValkey
 from tests.test_processes import Run, environment, eventually, has_ended
@@ -286,6 +287,11 @@ class TestPostgreSQL:
         assert client.post("/api/after-hours/preferences", json={}, headers=headers).status_code == status
 
 
+def show(setting: str) -> Any:
+    [(value,)] = Statement[Any](text(f"SHOW {setting}")).all()
+    return value
+
+
 def test_every_connection_has_the_isolation_that_statements_rely_on(
     make_app: Callable[..., Flask], settings: Settings, factory: Factory
 ) -> None:
@@ -293,8 +299,7 @@ def test_every_connection_has_the_isolation_that_statements_rely_on(
     factory.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = serializable")
     app = make_app(database_url=f"{settings.database_url}&options=-c%20default_transaction_isolation%3Dserializable")
     with app.app_context():
-        assert run("SHOW transaction_isolation") == [("read committed",)]
-        assert db.session.execute(db.text("SHOW transaction_isolation")).scalar() == "read committed"
+        assert show("transaction_isolation") == "read committed"
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             assert connection.execute(db.text("SHOW transaction_isolation")).scalar() == "read committed"
 
@@ -306,7 +311,7 @@ def test_options_of_the_url_are_kept(
 
     def shown(url: str) -> dict[str, str]:
         with make_app(database_url=url).app_context():
-            return {name: run(f"SHOW {name}")[0][0] for name in ours}
+            return {name: show(name) for name in ours}
 
     url = f"{settings.database_url}&options=-csearch_path%3Dapp"
     assert shown(url) == ours
@@ -321,6 +326,6 @@ def test_options_of_the_url_are_kept(
 def test_a_standby_is_not_connected_to(settings: Settings, make_app: Callable[..., Flask]) -> None:
     url = f"{settings.database_url}&options=-cdefault_transaction_read_only%3Don"
     with make_app(database_url=url).app_context(), pytest.raises(Exception, match="read-only"):
-        run("SELECT 1")
+        show("transaction_read_only")
     with make_app(database_url=f"{url}&target_session_attrs=any").app_context():
-        assert run("SELECT 1") == [(1,)]
+        assert show("transaction_read_only") == "on"

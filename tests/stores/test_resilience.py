@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psycopg2
 import pytest
@@ -9,17 +10,24 @@ from flask import Flask, g
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from redis import Redis
 from rq.job import Job
+from sqlalchemy import Integer, bindparam, cast, column, insert, literal_column, select, table, text
 from sqlalchemy.exc import DBAPIError
 
 from afterhours_service.jobs.jobs import TIMERS_QUEUE
 from afterhours_service.jobs.scheduler import Scheduler
 from afterhours_service.jobs.timers import SCHEDULED, Timer, arm_timer, disarm_timer
 from afterhours_service.jobs.worker import Worker
-from afterhours_service.stores.connection import cursor, give_back
+from afterhours_service.stores.connection import cursor, release_connection, transaction
 from afterhours_service.stores.database import db
-from afterhours_service.stores.sql import execute, read, run
+from afterhours_service.stores.host import User
+from afterhours_service.stores.statements import Statement
 from tests.factories import Factory, bearer
 from tests.wire import Wire
+
+_N = cast(bindparam("n"), Integer)
+ONE: Statement[Any] = Statement(select(literal_column("1")))
+QUOTIENT: Statement[Any] = Statement(select(bindparam("n").op("/")(_N).label("quotient")))
+NEXT: Statement[Any] = Statement(select((_N + literal_column("1")).label("next")))
 
 TIMER = Timer("session-timer-1", 1, time.sleep, (0,))
 
@@ -46,7 +54,7 @@ def test_a_connection_that_only_its_error_tells_of_is_not_used_again(app: Flask)
             raise psycopg2.OperationalError("SSL error: decryption failed or bad record mac")
         assert caught.value.connection_invalidated
         assert broken.closed
-        assert run("SELECT 1") == [(1,)]
+        assert ONE.all() == [(1,)]
 
 
 def test_a_connection_comes_back_to_the_pool_as_it_was(app: Flask) -> None:
@@ -54,38 +62,56 @@ def test_a_connection_comes_back_to_the_pool_as_it_was(app: Flask) -> None:
         with pytest.raises(DBAPIError) as caught, cursor() as opened:
             opened.execute("BEGIN; SELECT 1 / 0")
         assert not caught.value.connection_invalidated
-        assert run("SELECT 1") == [(1,)]
+        assert ONE.all() == [(1,)]
         driver = g.connection.dbapi_connection
-        give_back()
-        give_back()  # once is enough
+        release_connection()
+        release_connection()  # once is enough
         assert (driver.autocommit, driver.get_transaction_status()) == (False, TRANSACTION_STATUS_IDLE)
         assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 def test_a_connection_prepares_each_statement_once(wire: Wire, make_app: Callable[..., Flask]) -> None:
     with make_app(database_url=wire.url).app_context():
-        run("SELECT 1")  # opens the connection, which asks a few things of its own
+        ONE.all()  # opens the connection, which asks a few things of its own
         wire.queries.clear()
         for numerator in (1, 2):
-            assert run("SELECT %(n)s / CAST(%(n)s AS integer)", n=numerator) == [(1,)]
+            assert QUOTIENT.all(n=numerator) == [(1,)]
         [prepare, first, second] = wire.queries
         name = prepare.split()[1]
-        assert prepare == f"PREPARE {name} AS SELECT $1 / CAST($1 AS integer)"
+        assert prepare.strip() == f"PREPARE {name} AS SELECT $1 / CAST($1 AS INTEGER) AS quotient"
         assert [first.strip(), second.strip()] == [f"EXECUTE {name} (1)", f"EXECUTE {name} (2)"]
 
         with pytest.raises(DBAPIError):
-            run("SELECT %(n)s / CAST(%(n)s AS integer)", n=0)
-        assert run("SELECT %(n)s / CAST(%(n)s AS integer)", n=3) == [(1,)]
+            QUOTIENT.all(n=0)
+        assert QUOTIENT.all(n=3) == [(1,)]
         assert [query.split()[0] for query in wire.queries[3:]] == ["EXECUTE", "EXECUTE"]
 
-        with cursor() as opened:
-            execute(opened, "SELECT %(n)s - 1", before="BEGIN;", n=6)
-            opened.execute("ROLLBACK")
-        assert run("SELECT %(n)s - 1", n=6) == [(5,)]  # a plan outlives the transaction it was made in
+        with transaction():
+            NEXT.all(n=6)
+        assert NEXT.all(n=6) == [(7,)]  # a plan outlives the transaction it was made in
+        assert [query.split()[0] for query in wire.queries[5:]] == ["BEGIN;", "EXECUTE", "COMMIT", "EXECUTE"]
 
         g.connection.dbapi_connection.close()  # and the next connection knows nothing yet
-        assert read("SELECT %(n)s / CAST(%(n)s AS integer)", n=4) == [(1,)]
+        assert QUOTIENT.all(n=4) == [(1,)]
         assert [query.split()[0] for query in wire.queries[-2:]] == ["PREPARE", "EXECUTE"]
+
+
+def test_what_writes_is_not_tried_again_when_its_connection_is_lost(app: Flask, factory: Factory) -> None:
+    """It may have been done."""
+    writes = Statement[Any](
+        select(literal_column("1")).add_cte(insert(User).values(id="m", provider="test").returning(User.id).cte())
+    )
+    with app.app_context():
+        assert ONE.all() == [(1,)]
+        g.connection.dbapi_connection.close()
+        assert ONE.all() == [(1,)]
+        g.connection.dbapi_connection.close()
+        with pytest.raises(DBAPIError) as caught:
+            writes.all()
+        assert caught.value.connection_invalidated
+        assert factory.count("users") == 0
+        assert writes.all() == [(1,)]
+    assert factory.count("users") == 1
 
 
 @pytest.mark.parametrize(
@@ -97,31 +123,34 @@ def test_a_plan_that_no_longer_holds_costs_its_connection_and_no_more(
     app: Flask, factory: Factory, disagree: str
 ) -> None:
     factory.execute("CREATE TABLE thing (name varchar(9))")
-    statement = "SELECT name FROM thing WHERE name = %(name)s"
+    thing = table("thing", column("name"))
+    found = select(thing.c.name).where(thing.c.name == bindparam("given"))
+    read = Statement[Any](found)
+    run = Statement[Any](text(str(found)))  # which may write, for all that is known
     with app.app_context():
-        for ask in (run, read):
-            assert ask(statement, name="a") == []
+        for statement in (run, read):
+            assert statement.all(given="a") == []
             with cursor() as opened:
                 opened.execute(disagree)
-            if ask is run:
+            if statement is run:
                 with pytest.raises(DBAPIError) as caught:
-                    ask(statement, name="a")
+                    statement.all(given="a")
                 assert caught.value.connection_invalidated
-            assert ask(statement, name="a") == []
+            assert statement.all(given="a") == []
             factory.execute("ALTER TABLE thing ALTER name TYPE varchar(9)")
 
 
 def test_a_name_that_the_server_knows_already_costs_its_connection_and_no_more(app: Flask) -> None:
     with app.app_context():
-        run("SELECT %(n)s + 1", n=1)
+        NEXT.all(n=1)
         g.connection.info["after_hours_prepared"].clear()  # as if cut short between the statement and the note
-        assert read("SELECT %(n)s + 1", n=1) == [(2,)]
+        assert NEXT.all(n=1) == [(2,)]
 
 
 def test_where_connections_are_shared_nothing_is_prepared(wire: Wire, make_app: Callable[..., Flask]) -> None:
     with make_app(database_url=wire.url, database_prepare=False).app_context():
-        assert run("SELECT %(n)s + 1", n=1) == [(2,)]
-    assert wire.queries[-1].strip() == "SELECT 1 + 1"
+        assert NEXT.all(n=1) == [(2,)]
+    assert wire.queries[-1].strip() == "SELECT CAST(1 AS INTEGER) + 1 AS next"
 
 
 def test_a_session_goes_its_way_where_connections_are_shared(make_app: Callable[..., Flask], factory: Factory) -> None:
