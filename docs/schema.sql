@@ -76,9 +76,11 @@ CREATE TABLE after_hours_profiles (
     photo_url text,
     description text,
     created_at timestamp with time zone DEFAULT CURRENT_TIMESTAMP,
-    updated_at timestamp with time zone DEFAULT CURRENT_TIMESTAMP
+    updated_at timestamp with time zone DEFAULT CURRENT_TIMESTAMP,
+    photo_hash character varying(16)
 );
 COMMENT ON TABLE after_hours_profiles IS 'made by After Hours 0001';
+COMMENT ON COLUMN after_hours_profiles.photo_hash IS 'made by After Hours 0012';
 ALTER TABLE ONLY after_hours_profiles ADD CONSTRAINT after_hours_profiles_pkey PRIMARY KEY (user_id);
 CREATE INDEX idx_after_hours_profiles_photo ON after_hours_profiles USING btree (photo_url);
 COMMENT ON INDEX idx_after_hours_profiles_photo IS 'made by After Hours 0002';
@@ -126,6 +128,9 @@ CREATE TABLE after_hours_sessions (
     warned_at timestamp with time zone,
     discovery_key cube,
     discovery_wish cube,
+    extension_key character varying(64),
+    extension_minutes integer,
+    extension_expires_at timestamp with time zone,
     CONSTRAINT after_hours_sessions_expires_after_start_check CHECK ((expires_at > started_at)),
     CONSTRAINT after_hours_sessions_fuzzed_location_check CHECK ((((fuzzed_latitude >= ('-90'::integer)::numeric) AND (fuzzed_latitude <= (90)::numeric)) AND ((fuzzed_longitude >= ('-180'::integer)::numeric) AND (fuzzed_longitude <= (180)::numeric)))),
     CONSTRAINT after_hours_sessions_location_check CHECK ((((latitude >= ('-90'::integer)::numeric) AND (latitude <= (90)::numeric)) AND ((longitude >= ('-180'::integer)::numeric) AND (longitude <= (180)::numeric))))
@@ -145,8 +150,8 @@ COMMENT ON INDEX idx_after_hours_sessions_ended IS 'made by After Hours 0001';
 CREATE INDEX idx_after_hours_sessions_expires ON after_hours_sessions USING btree (expires_at) WHERE (ended_at IS NULL);
 COMMENT ON INDEX idx_after_hours_sessions_expires IS 'made by After Hours 0001';
 CREATE INDEX idx_after_hours_sessions_nearest ON after_hours_sessions USING gist (cube(((((1048576)::double precision * floor((cube_ll_coord(discovery_key, 3) / (25000)::double precision))) + ((1024)::double precision * floor((cube_ll_coord(discovery_key, 2) / (25000)::double precision)))) + floor((cube_ll_coord(discovery_key, 1) / (25000)::double precision)))), discovery_key) WHERE (ended_at IS NULL);
-CREATE INDEX idx_after_hours_sessions_user ON after_hours_sessions USING btree (user_id);
-COMMENT ON INDEX idx_after_hours_sessions_user IS 'made by After Hours 0003';
+CREATE INDEX idx_after_hours_sessions_user_started ON after_hours_sessions USING btree (user_id, started_at);
+COMMENT ON INDEX idx_after_hours_sessions_user_started IS 'made by After Hours 0013';
 ALTER TABLE ONLY after_hours_sessions ADD CONSTRAINT after_hours_sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES users(id) ON DELETE CASCADE;
 
 

@@ -34,6 +34,7 @@ from afterhours_service.stores.database import db
 from afterhours_service.stores.redis import is_redis_away
 from dev.embedded import FAST_POSTGRES, home, postgres, valkey
 from tests.factories import SECRET, Factory
+from tests.host import PASSWORD
 from tests.outages import OwnValkey
 from tests.wire import Wire
 
@@ -136,6 +137,21 @@ def make_database() -> Iterator[Callable[[str | None], str]]:
 
     yield make
     _execute(*(f"DROP DATABASE {name} WITH (FORCE)" for name in made))
+
+
+@pytest.fixture
+def roles() -> Iterator[None]:
+    """Make the roles of this service and of the Node service; what they own or may do goes with the test's database."""
+    with contextlib.closing(psycopg2.connect(os.environ["TEST_SERVER_URL"])) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(1)")  # roles belong to the server, not to a test's database
+            for role in ("after_hours", "node"):
+                cursor.execute(f"DROP ROLE IF EXISTS {role}")
+                cursor.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+            yield
+            for role in ("after_hours", "node"):
+                cursor.execute(f"DROP ROLE {role}")
 
 
 @pytest.fixture

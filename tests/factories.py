@@ -3,6 +3,7 @@
 import itertools
 import os
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import jwt
@@ -13,6 +14,7 @@ from afterhours_service.jobs.timers import SCHEDULED
 
 SECRET = "a secret for tests, of 32 bytes or more"
 PLACE = {"latitude": 52.52, "longitude": 13.405}
+Live = Callable[..., str]
 _numbers = itertools.count(1)
 
 
@@ -101,8 +103,55 @@ class Factory:
         count: int = self.execute(f"SELECT count(*) AS n FROM {table}")[0].n
         return count
 
+    def let_leases_expire(self) -> None:
+        """Let the time pass that a worker has to publish the expiries that it has taken from the outbox."""
+        self.execute("UPDATE after_hours_untold SET tell_at = tell_at - interval '11 seconds'")
+
+    def waiting(self) -> int:
+        """Return how many connections to this database wait for a lock."""
+        return self.count("pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+
+    def has_ended(self, member_id: str) -> bool:
+        """Tell whether the member's first session has ended."""
+        return self.sessions(member_id)[0].ended_at is not None
+
 
 def scheduled(redis: Redis) -> dict[str, float]:
     """Return the armed timers and periodic jobs, and the moments they are due, the next first."""
     entries = cast("list[tuple[bytes, float]]", redis.zrange(SCHEDULED, 0, -1, withscores=True))
     return {raw.decode(): due for raw, due in entries}
+
+
+def prefer(factory: Factory, member: str, **wish: Any) -> None:
+    """Give a member preferences, by the names of their columns."""
+    columns = ", ".join(wish)
+    values = ", ".join(["%s"] * len(wish))
+    factory.execute(
+        f"INSERT INTO after_hours_preferences (user_id, {columns}) VALUES (%s, {values})", member, *wish.values()
+    )
+
+
+def go_live(factory: Factory, member: str, latitude: float = 52.52, longitude: float = 13.4, left: float = 900) -> str:
+    """Start a session of a member, whose blurred point is the one given; return its id."""
+    session = factory.session(member, left=left)
+    factory.execute(
+        """UPDATE after_hours_sessions SET fuzzed_latitude = %s, fuzzed_longitude = %s,
+           started_at = least(clock_timestamp(), expires_at - interval '1 second') WHERE id = %s""",
+        latitude,
+        longitude,
+        session,
+    )
+    return session
+
+
+def many_sessions(factory: Factory, member: str, number: int) -> None:
+    """Give a member sessions of the past, a place each."""
+    factory.execute(
+        """INSERT INTO after_hours_sessions
+               (user_id, started_at, expires_at, ended_at, fuzzed_latitude, fuzzed_longitude)
+           SELECT %s, moment, moment + interval '1 second', moment + interval '1 second', 52 + n / 1e6, 13.4
+           FROM generate_series(1, %s) AS n
+           CROSS JOIN LATERAL (SELECT now() - interval '1 hour' - n * interval '2 seconds' AS moment) AS m""",
+        member,
+        number,
+    )

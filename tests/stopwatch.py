@@ -2,7 +2,8 @@
 
 import threading
 import time
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 TICK_SECONDS = 0.01
 STALL_SECONDS = 0.02
@@ -38,3 +39,12 @@ class Stopwatch:
             late = now - last - TICK_SECONDS
             self._stalled += late if late > STALL_SECONDS else 0
             last = now
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Wait until the condition holds, and return what it returned."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(TICK_SECONDS)
+    return result

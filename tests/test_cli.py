@@ -6,9 +6,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -26,9 +24,11 @@ from afterhours_service.jobs.scheduler import LEASE
 from afterhours_service.stores.objects import StorageUnavailable
 from afterhours_service.web import errors
 from tests.conftest import ROOT
-from tests.factories import SECRET, Factory, bearer
+from tests.factories import Factory, bearer
+from tests.processes import NOWHERE, environ
 
 Run = Callable[..., Result]
+GROUP = ("flask", "--app", "afterhours_service", "after-hours")
 
 
 @pytest.fixture
@@ -109,16 +109,10 @@ def test_on_a_terminal_a_cleanup_shows_its_progress(
     factory.session(factory.member(), left=-8 * 24 * 3600, ended=True)
     reader, terminal = os.openpty()
     done = subprocess.run(
-        [Path(sys.executable).parent / "flask", "--app", "afterhours_service", "after-hours", "cleanup", "--yes"],
+        [*GROUP, "cleanup", "--yes"],
         check=False,
         cwd=ROOT,
-        env={
-            "PATH": os.defpath,
-            "DATABASE_URL": database_url,
-            "REDIS_URL": redis_url,
-            "JWT_SECRET": SECRET,
-            "LOCATION_SECRET": SECRET[::-1],
-        },
+        env=environ(database_url, redis_url),
         stdout=subprocess.PIPE,
         stderr=terminal,
         text=True,
@@ -287,20 +281,8 @@ def test_without_a_database_a_command_says_so_in_a_sentence(make_app: Callable[.
 
 @pytest.mark.parametrize("command", [("flask", "--app", "afterhours_service", "db", "upgrade"), ("alembic", "current")])
 def test_without_a_database_a_migration_says_so_in_a_sentence(command: tuple[str, ...]) -> None:
-    environ = {
-        "DATABASE_URL": "postgresql://nobody@/none?host=/nonexistent",
-        "JWT_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET[::-1],
-    }
-    program, *words = command
     done = subprocess.run(
-        [Path(sys.executable).parent / program, *words],
-        check=False,
-        cwd=ROOT,
-        env={"PATH": os.defpath, **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
+        command, check=False, cwd=ROOT, env=environ(NOWHERE), capture_output=True, text=True, timeout=60
     )
     said = done.stdout + done.stderr
     assert done.returncode not in {0, None}
@@ -373,17 +355,10 @@ def test_a_reader_who_goes_and_an_operator_who_gives_up_see_no_traceback(
 ) -> None:
     for _ in range(3):
         factory.session(factory.member())
-    environ = {
-        "PATH": os.defpath,
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
-        "JWT_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET[::-1],
-    }
-    flask = [str(Path(sys.executable).parent / "flask"), "--app", "afterhours_service", "after-hours"]
+    settings = environ(database_url, redis_url)
 
     def start(*words: str, **options: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen([*flask, *words], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True, **options)
+        return subprocess.Popen([*GROUP, *words], cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True, **options)
 
     reader, writer = os.pipe()
     os.close(reader)

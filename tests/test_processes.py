@@ -2,19 +2,13 @@
 
 import contextlib
 import functools
-import io
 import json
 import os
-import re
-import shlex
-import signal
 import socket
 import statistics
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +17,6 @@ from urllib.request import Request, urlopen
 
 import psycopg2
 import pytest
-from PIL import Image
 from redis import Redis
 from redis.client import PubSub
 from rq.job import Job
@@ -34,111 +27,21 @@ from afterhours_service.jobs.scheduler import LEASE, Scheduler
 from afterhours_service.jobs.timers import SCHEDULED, arm_timer
 from afterhours_service.sessions.deadlines import TIMERS
 from tests.conftest import ROOT
-from tests.factories import PLACE, SECRET, Factory, bearer
+from tests.factories import PLACE, Factory, bearer
 from tests.outages import OwnValkey
-from tests.stopwatch import Stopwatch
+from tests.pictures import plain
+from tests.processes import PROCFILE, Process, Processes, environ
+from tests.stopwatch import Stopwatch, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
-STOP_SECONDS = 10
 RECONCILE = "after-hours-reconcile"
-WAITING = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-PROCFILE = dict(line.split(": ", 1) for line in Path("Procfile").read_text().splitlines())
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait until the condition holds, and return what it returned."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return result
-
-
-class Process:
-    """A process of the service, and what it wrote."""
-
-    def __init__(self, command: str, folder: Path, cwd: Path, **environ: str) -> None:
-        self._log = folder / f"{time.monotonic_ns()}.log"
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                shlex.split(command),
-                cwd=cwd,
-                env={"PATH": path, **environ},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def output(self) -> str:
-        return self._log.read_text()
-
-    def says(self, pattern: str, times: int = 1) -> re.Match[str]:
-        """Wait until the process has written it so many times; return the last."""
-
-        def look() -> re.Match[str] | None:
-            assert self._process.poll() is None, self.output()
-            found = list(re.finditer(pattern, self.output()))
-            return found[-1] if len(found) >= times else None
-
-        match: re.Match[str] = eventually(look)
-        return match
-
-    def terminate(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-
-    def exit_code(self, seconds: float = STOP_SECONDS) -> int:
-        """Wait for the end, which is to come within so many seconds in which the machine didn't stand still."""
-        with Stopwatch() as took:
-            code = self._process.wait(60 + seconds)
-        assert took.seconds <= seconds
-        return code
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-class Run:
-    """Starts processes of the Procfile in one environment."""
-
-    def __init__(self, folder: Path, environ: dict[str, str], cwd: Path = ROOT) -> None:
-        self._folder, self._cwd = folder, cwd
-        self._environ = environ
-        self._started: list[Process] = []
-
-    def __call__(self, command: str, **changes: str) -> Process:
-        process = Process(PROCFILE.get(command, command), self._folder, self._cwd, **{**self._environ, **changes})
-        self._started.append(process)
-        return process
-
-    def web(self) -> tuple[Process, str]:
-        """Start the API on a free port, and return it with its URL."""
-        process = self("web", GUNICORN_CMD_ARGS="--bind 127.0.0.1:0")
-        origin = process.says(r"Listening at: (http://\S+)")[1]
-        with urlopen(f"{origin}/healthz", timeout=60):
-            return process, f"{origin}/api/after-hours/session"
-
-    def close(self) -> None:
-        for process in self._started:
-            process.kill()
-
-
-def environment(database_url: str, redis_url: str) -> dict[str, str]:
-    return {
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
-        "JWT_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET[::-1],
-        "AFTER_HOURS_MINUTE_SECONDS": "1",
-    }
 
 
 @pytest.fixture
-def run(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Run]:
+def run(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Processes]:
     """Return what starts processes on this test's own database."""
-    with contextlib.closing(Run(tmp_path, environment(database_url, redis_url))) as run:
+    with Processes(tmp_path, environ(database_url, redis_url, AFTER_HOURS_MINUTE_SECONDS="1")) as run:
         yield run
 
 
@@ -147,10 +50,6 @@ def post(url: str, member: str, body: dict[str, Any]) -> dict[str, Any]:
     with urlopen(Request(url, json.dumps(body).encode(), headers, method="POST"), timeout=60) as response:
         answer: dict[str, Any] = json.loads(response.read())["session"]
         return answer
-
-
-def has_ended(factory: Factory, member: str) -> bool:
-    return factory.sessions(member)[0].ended_at is not None
 
 
 def arm_due_timer(redis: Redis) -> None:
@@ -177,8 +76,8 @@ def evening(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) 
         stack.callback(valkey.stop)
         valkey.start()
         folder = tmp_path_factory.mktemp("evening")
-        environ = {**environment(module_database_url, valkey.url), "AFTER_HOURS_MINUTE_SECONDS": "2"}
-        run = stack.enter_context(contextlib.closing(Run(folder, environ)))
+        settings = environ(module_database_url, valkey.url, AFTER_HOURS_MINUTE_SECONDS="2")
+        run = stack.enter_context(Processes(folder, settings))
         connection = stack.enter_context(contextlib.closing(psycopg2.connect(module_database_url)))
         connection.autocommit = True
         factory = Factory(connection)
@@ -221,7 +120,7 @@ def test_a_session_expires_by_itself_on_time(evening: Evening) -> None:
 
 
 def test_what_is_in_flight_is_finished_before_each_process_stops(
-    run: Run, redis: Redis, factory: Factory, database_url: str
+    run: Processes, redis: Redis, factory: Factory, database_url: str
 ) -> None:
     processes = run("worker"), run("scheduler")
     web, url = run.web()
@@ -237,7 +136,7 @@ def test_what_is_in_flight_is_finished_before_each_process_stops(
         cursor.execute("LOCK TABLE after_hours_sessions IN SHARE MODE")
         request.start()
         arm_due_timer(redis)
-        eventually(lambda: factory.count(WAITING) == 2)
+        eventually(lambda: factory.waiting() == 2)
         for process in (web, *processes):
             process.terminate()
         time.sleep(0.3)
@@ -257,7 +156,7 @@ class TestRedisAway:
         return own_valkey.url
 
     def test_worker_and_scheduler_outlive_redis_and_catch_up(
-        self, run: Run, factory: Factory, own_valkey: OwnValkey
+        self, run: Processes, factory: Factory, own_valkey: OwnValkey
     ) -> None:
         own_valkey.stop()
         worker, scheduler = run("worker"), run("scheduler")
@@ -267,7 +166,7 @@ class TestRedisAway:
             member = factory.member()
             factory.session(member, left=-60)
             own_valkey.start()
-            eventually(functools.partial(has_ended, factory, member))
+            eventually(functools.partial(factory.has_ended, member))
             own_valkey.stop()
         for process in (worker, scheduler):
             process.terminate()
@@ -275,7 +174,7 @@ class TestRedisAway:
 
     @pytest.mark.parametrize("command", ["worker", f"rq worker --url {{}} {' '.join(QUEUES)}"], ids=["ours", "rq"])
     def test_a_job_waits_for_a_redis_that_is_slow(
-        self, run: Run, redis: Redis, factory: Factory, own_valkey: OwnValkey, database_url: str, command: str
+        self, run: Processes, redis: Redis, factory: Factory, own_valkey: OwnValkey, database_url: str, command: str
     ) -> None:
         member = factory.member()
         factory.session(member, left=-60)
@@ -289,17 +188,19 @@ class TestRedisAway:
             arm_due_timer(redis)
             Scheduler(redis, ()).tick()
             worker = run(command.format(own_valkey.url))
-            eventually(lambda: factory.count(WAITING) == 1)
+            eventually(lambda: factory.waiting() == 1)
             own_valkey.pause()
             connection.rollback()
-            eventually(functools.partial(has_ended, factory, member))
+            eventually(functools.partial(factory.has_ended, member))
             time.sleep(1)
             own_valkey.resume()
             message = eventually(lambda: events.get_message(ignore_subscribe_messages=True, timeout=1))
         assert json.loads(message["data"])["type"] == "after_hours:session_expired"
         assert "redis away" not in worker.output()
 
-    def test_each_process_stops_whatever_it_waits_for(self, run: Run, redis: Redis, own_valkey: OwnValkey) -> None:
+    def test_each_process_stops_whatever_it_waits_for(
+        self, run: Processes, redis: Redis, own_valkey: OwnValkey
+    ) -> None:
         """Worker and scheduler for a Redis that is silent, the API for the other half of a request."""
         processes = run("worker"), run("scheduler")
         web, url = run.web()
@@ -314,7 +215,7 @@ class TestRedisAway:
             assert [process.exit_code() for process in (web, *processes)] == [0, 0, 0]
 
 
-def test_of_two_schedulers_the_second_takes_over_when_the_first_stops(run: Run, redis: Redis) -> None:
+def test_of_two_schedulers_the_second_takes_over_when_the_first_stops(run: Processes, redis: Redis) -> None:
     def holder() -> Any:
         return redis.get(LEASE)
 
@@ -334,7 +235,7 @@ def test_of_two_schedulers_the_second_takes_over_when_the_first_stops(run: Run, 
     assert holder() is None
 
 
-def test_a_plain_rq_worker_works_off_timers(run: Run, redis: Redis, redis_url: str, factory: Factory) -> None:
+def test_a_plain_rq_worker_works_off_timers(run: Processes, redis: Redis, redis_url: str, factory: Factory) -> None:
     member = factory.member()
     factory.session(member, left=-60)
     arm_due_timer(redis)
@@ -345,7 +246,7 @@ def test_a_plain_rq_worker_works_off_timers(run: Run, redis: Redis, redis_url: s
     assert row.ended_at == row.expires_at
 
 
-def test_the_server_tells_nobody_whose_program_it_is_and_takes_no_endless_heads(run: Run) -> None:
+def test_the_server_tells_nobody_whose_program_it_is_and_takes_no_endless_heads(run: Processes) -> None:
     _, url = run.web()
     with urlopen(url.replace("/api/after-hours/session", "/healthz"), timeout=30) as answer:
         assert answer.headers.get_all("Server") == ["after-hours"]
@@ -362,15 +263,9 @@ def test_the_first_session_of_the_readme_with_nothing_but_what_is_required(
     """Every other setting is at its default, but for Redis's address: the default port may be another's here."""
     for part in ("afterhours_service", "alembic", "gunicorn.conf.py", "worker.py", "scheduler.py"):
         (tmp_path / part).symlink_to(ROOT / part)  # a working directory of its own, for what is kept below it
-    required = {
-        "DATABASE_URL": database_url,
-        "JWT_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET[::-1],
-        "REDIS_URL": redis_url,
-    }
     member = factory.member(profile=False)
     headers = {**bearer(member), "Content-Type": "application/json"}
-    with contextlib.closing(Run(tmp_path, required, cwd=tmp_path)) as run:
+    with Processes(tmp_path, environ(database_url, redis_url), cwd=tmp_path) as run:
         run("worker"), run("scheduler")
         _, url = run.web()
         api, origin = url.removesuffix("/session"), url.removesuffix("/api/after-hours/session")
@@ -381,11 +276,7 @@ def test_the_first_session_of_the_readme_with_nothing_but_what_is_required(
                 return answer
 
         assert ask("POST", "/profile", b'{"description": "New here"}')["profile"]["userId"] == member
-        png = io.BytesIO()
-        Image.new("RGB", (300, 300), "teal").save(png, "PNG")
-        form = (
-            b'--x\r\nContent-Disposition: form-data; name="photo"; filename="x"\r\n\r\n%b\r\n--x--\r\n' % png.getvalue()
-        )
+        form = b'--x\r\nContent-Disposition: form-data; name="photo"; filename="x"\r\n\r\n%b\r\n--x--\r\n' % plain(300)
         photo = ask("POST", "/profile/photo", form, **{"Content-Type": "multipart/form-data; boundary=x"})["photo"]
         assert (tmp_path / ".state/photos" / photo["key"]).is_file()
         for link in (photo["url"], ask("GET", "/profile")["profile"]["photoUrl"]):
@@ -399,10 +290,10 @@ def test_the_first_session_of_the_readme_with_nothing_but_what_is_required(
         assert not ask("GET", "/session")["active"]
         eventually(lambda: redis.zscore(SCHEDULED, RECONCILE))
         redis.zadd(SCHEDULED, {RECONCILE: 0})  # a minute passes
-        eventually(functools.partial(has_ended, factory, member))
+        eventually(functools.partial(factory.has_ended, member))
 
 
-def test_each_process_refuses_a_bad_environment_and_names_every_problem(run: Run) -> None:
+def test_each_process_refuses_a_bad_environment_and_names_every_problem(run: Processes) -> None:
     bad = {
         "DATABASE_URL": "mysql://root@localhost/app",
         "REDIS_URL": "http://localhost",

@@ -6,7 +6,6 @@ deploy/grants.sql and nothing else.
 
 import contextlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -28,15 +27,14 @@ from afterhours_service.profiles import queries as photos
 from afterhours_service.sessions import service
 from afterhours_service.sessions.jobs import session_timer
 from afterhours_service.stores.database import db
+from tests.client import API, end, erase, extend, start, status
 from tests.conftest import ROOT, make_settings
 from tests.factories import PLACE, Factory, bearer, scheduled
+from tests.host import GRANTS, HOST, NODE, PASSWORD
+from tests.stopwatch import eventually
 
-NODE_SCHEMA = (ROOT / "tests/host_schema.sql").read_text()
-HOST_SCHEMA = NODE_SCHEMA.partition("\n\n")[0]
-GRANTS = (ROOT / "deploy/grants.sql").read_text()
 BRIDGE = (ROOT / "deploy/consent_bridge.sql").read_text()
 PAGE = (ROOT / "docs/taking-over.md").read_text()
-PASSWORD = "only-for-this-server"
 
 
 class BullQueue:
@@ -165,27 +163,9 @@ class Evening(NamedTuple):
         assert answer.status_code == 200, answer.text
         return answer.json["session"]
 
-    def post(self, path: str, member: str, **body: Any) -> Any:
-        return self.client.post(f"/api/after-hours/session/{path}", json=body, headers=bearer(member))
-
 
 def as_role(url: str, role: str) -> str:
     return make_url(url).set(username=role, password=PASSWORD).render_as_string(hide_password=False)
-
-
-@pytest.fixture
-def roles() -> Iterator[None]:
-    """Make the two roles; whatever they own or may do goes with the test's database."""
-    with contextlib.closing(psycopg2.connect(os.environ["TEST_SERVER_URL"])) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(1)")  # roles belong to the server, not to a test's database
-            for role in ("after_hours", "node"):
-                cursor.execute(f"DROP ROLE IF EXISTS {role}")
-                cursor.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
-            yield
-            for role in ("after_hours", "node"):
-                cursor.execute(f"DROP ROLE {role}")
 
 
 @pytest.fixture
@@ -207,7 +187,7 @@ def evening(database: str, redis: Redis, redis_url: str) -> Iterator[Evening]:
         auditor = connect(url)
         auditor.execute(f'ALTER DATABASE "{make_url(url).database}" OWNER TO node')
         host = connect(as_role(url, "node"))
-        host.execute(NODE_SCHEMA)
+        host.execute(NODE)
         migration = create_app(make_settings(as_role(url, "node"), redis_url))
         with migration.app_context():
             upgrade()
@@ -289,7 +269,7 @@ def test_beside_a_running_node_service_an_extension_through_ours_is_lost(evening
     member, there = evening.members.member(), evening.members.member()
     evening.node.start(member)
     session = evening.node.start(there)
-    assert evening.post("extend", member, additionalMinutes=30).status_code == 200
+    assert extend(evening.client, member, 30).status_code == 200
     evening.node.extend(session, 30)
     evening.travel(31 * 60)
     assert evening.session(member) is None
@@ -301,7 +281,7 @@ def test_a_node_service_that_is_started_again_ends_extended_sessions_early(eveni
     member = evening.members.member()
     evening.node.start(member)
     evening.node.stop()
-    assert evening.post("extend", member, additionalMinutes=30).status_code == 200
+    assert extend(evening.client, member, 30).status_code == 200
     evening.travel(31 * 60)
     assert evening.session(member)
     evening.node.start_up()
@@ -322,7 +302,7 @@ def test_with_its_keys_deleted_the_node_service_ends_no_extended_session_early(e
     assert sorted(redis.scan_iter("bull:*")) == sorted(kept)
     assert {key: redis.dump(key) for key in kept} == kept
     assert scheduled(redis)  # ours are kept
-    assert evening.post("extend", extended, additionalMinutes=30).status_code == 200
+    assert extend(evening.client, extended, 30).status_code == 200
 
     evening.travel(31 * 60)
     evening.node.start_up()  # the way back: nothing fires
@@ -342,9 +322,9 @@ def test_the_page_names_each_event_for_the_chat_service(
     evening: Evening, events: Callable[[], list[dict[str, Any]]]
 ) -> None:
     member = evening.members.member()
-    for path, body in (("start", {"duration": 15, **PLACE}), ("extend", {"additionalMinutes": 15}), ("end", {})):
-        assert evening.post(path, member, **body).status_code < 300
-    evening.post("start", member, duration=15, **PLACE)
+    for request in (start, extend, end):
+        assert request(evening.client, member).status_code < 300
+    start(evening.client, member)
     for seconds in (14 * 60, 61):
         evening.travel(seconds)
         evening.minute()
@@ -380,7 +360,7 @@ def withdraw_on_the_screen(sql: Factory, member: str, purpose: str = "after_hour
 
 
 def code(evening: Evening, member: str) -> str | None:
-    answer = evening.client.get("/api/after-hours/session", headers=bearer(member))
+    answer = status(evening.client, member)
     return None if answer.status_code == 200 else str(answer.json["code"])
 
 
@@ -403,7 +383,7 @@ def test_the_bridge_carries_over_what_members_say_on_the_hosts_screen(evening: E
         assert code(evening, member) == "CONSENT_REQUIRED"
     grant_on_the_screen(evening.sql, between)
     assert code(evening, between) is None
-    assert evening.post("start", between, duration=15, **PLACE).status_code == 201
+    assert start(evening.client, between).status_code == 201
 
     grant_on_the_screen(evening.sql, between, "marketing")
     withdraw_on_the_screen(evening.sql, between, "marketing")
@@ -432,8 +412,7 @@ def test_a_withdrawal_on_the_hosts_screen_waits_for_a_start_in_flight(evening: E
         evening.node.use(Factory(starting))
         evening.node.start(member)  # and does not commit yet
         withdrawal = thread.submit(withdraw_on_the_screen, evening.sql, member)
-        while not withdrawal.done() and not evening.members.execute("SELECT pid FROM pg_locks WHERE NOT granted"):
-            time.sleep(0.01)
+        eventually(lambda: withdrawal.done() or evening.members.waiting())
         starting.commit()
         withdrawal.result(30)
     [row] = evening.members.sessions(member)
@@ -450,7 +429,7 @@ def test_a_bridge_that_is_built_again_undoes_no_later_word(evening: Evening) -> 
     for member, word in ((withdrew, False), (granted, True)):
         answer = evening.client.put("/api/after-hours/consent", json={"granted": word}, headers=bearer(member))
         assert answer.status_code == 200
-    assert evening.post("start", granted, duration=15, **PLACE).status_code == 201
+    assert start(evening.client, granted).status_code == 201
     for _ in range(2):
         evening.sql.execute(BRIDGE)
         evening.sql.execute("UPDATE user_consents SET consent_version = 'another'")  # no word on consent
@@ -463,7 +442,7 @@ def test_the_bridge_stands_in_any_schema_and_for_any_writer(roles: None, make_da
     with contextlib.closing(psycopg2.connect(make_database(None))) as connection:
         connection.autocommit = True
         host = Factory(connection)
-        host.execute(f"CREATE SCHEMA host; SET search_path = host; {NODE_SCHEMA}; {CONSENTS}")
+        host.execute(f"CREATE SCHEMA host; SET search_path = host; {NODE}; {CONSENTS}")
         host.execute("SET search_path = host, public")
         host.execute(BRIDGE)
         host.execute("INSERT INTO users (id, provider) VALUES ('m', 'test')")
@@ -499,13 +478,13 @@ def test_our_api_carries_on_the_sessions_of_the_node_service(evening: Evening) -
     shown = evening.session(member)
     assert shown["id"] == session
     assert 1795 <= shown["remainingSeconds"] <= 1800
-    assert evening.post("start", member, duration=15, **PLACE).json["code"] == "SESSION_ALREADY_ACTIVE"
+    assert start(evening.client, member).json["code"] == "SESSION_ALREADY_ACTIVE"
     before = evening.members.sessions(member)[0].expires_at
-    assert evening.post("extend", member, additionalMinutes=15).status_code == 200
+    assert extend(evening.client, member, 15).status_code == 200
     after = evening.members.sessions(member)[0].expires_at
     assert 900 <= (after - before).total_seconds() < 901
     assert after.microsecond == 0
-    assert evening.post("end", member).status_code == 200
+    assert end(evening.client, member).status_code == 200
     assert evening.node.active(member) is None
     evening.node.start(member)
 
@@ -514,7 +493,7 @@ def test_on_the_way_back_the_node_service_carries_on_ours(evening: Evening, redi
     """The members' requests go to the Node service again; our worker and scheduler stay."""
     left, ended, extended = (evening.members.member() for _ in range(3))
     for member in (left, ended, extended):
-        assert evening.post("start", member, duration=15, **PLACE).status_code == 201
+        assert start(evening.client, member).status_code == 201
         with pytest.raises(UniqueViolation):
             evening.node.start(member)
         assert evening.node.active(member).latitude is not None
@@ -539,7 +518,7 @@ def test_beside_the_host_another_role_may_migrate(
     with contextlib.closing(psycopg2.connect(url)) as connection:
         connection.autocommit = True
         host = Factory(connection)
-        host.execute(HOST_SCHEMA)
+        host.execute(HOST)
         host.execute("GRANT CREATE ON SCHEMA public TO node; GRANT REFERENCES ON users TO node")
         host.execute(f'GRANT CREATE ON DATABASE "{make_url(url).database}" TO node')  # for the extension `cube`
         app = create_app(make_settings(as_role(url, "node"), redis_url))
@@ -572,7 +551,7 @@ def test_the_grants_are_all_that_the_service_needs(evening: Evening) -> None:
         ("GET", "me/export", None),
     ]
     for method, path, body in requests:
-        answer = evening.client.open(f"/api/after-hours/{path}", method=method, json=body, headers=bearer(member))
+        answer = evening.client.open(f"{API}/{path}", method=method, json=body, headers=bearer(member))
         assert answer.status_code < 300, (path, answer.text)
     assert evening.client.get("/readyz").status_code == 200
     evening.minute()
@@ -581,7 +560,7 @@ def test_the_grants_are_all_that_the_service_needs(evening: Evening) -> None:
         assert not photos.is_banned("0" * 16)
         assert cleanup.pending()["sessions"] == 1
         assert cleanup.run().counts["sessions"] == 1
-    answer = evening.client.delete("/api/after-hours/me", headers=bearer(member))
+    answer = erase(evening.client, member)
     assert answer.status_code == 200, answer.text
     evening.ours.execute(
         "UPDATE users SET after_hours_consent = false, after_hours_consent_at = now() WHERE id = %s", member

@@ -3,14 +3,12 @@
 import contextlib
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -19,10 +17,12 @@ import psycopg2
 import pytest
 from redis import Redis
 
+from afterhours_service.jobs.events import CHANNEL
+from tests.client import API
 from tests.conftest import ROOT
-from tests.deploy.test_deploy import copied
 from tests.factories import PLACE, Factory, bearer
-from tests.test_processes import environment, eventually
+from tests.processes import Processes, environ, image_files
+from tests.stopwatch import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 
@@ -31,9 +31,9 @@ BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(
 BARE = {"PATH": os.defpath}
 
 
-def run(*command: str | Path, cwd: Path, **environ: str) -> str:
+def run(*command: str | Path, cwd: Path, **settings: str) -> str:
     done = subprocess.run(
-        command, check=False, cwd=cwd, env={**BARE, **environ}, capture_output=True, text=True, timeout=120
+        command, check=False, cwd=cwd, env={**BARE, **settings}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -43,7 +43,7 @@ def run(*command: str | Path, cwd: Path, **environ: str) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the wheel, built from what the image is built from: in place, it would leave folders in the checkout."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in copied():
+    for name in image_files():
         path = ROOT / name
         shutil.copytree(path, source / name) if path.is_dir() else shutil.copy(path, source)
     left_by_another_release = source / "build/lib/afterhours_service/stale.py"
@@ -70,57 +70,6 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Process:
-    """A process of the installed service, started where its gunicorn.conf.py is."""
-
-    def __init__(self, installed: Path, environ: dict[str, str], *command: str | Path) -> None:
-        self._log = installed / f"{Path(command[-1]).name}.log"
-        with self._log.open("wb") as log:
-            self._popen = subprocess.Popen(
-                command,
-                cwd=installed / "share/after-hours",
-                env={**BARE, **environ},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def says(self, pattern: str) -> re.Match[str]:
-        """Wait until the process has written it."""
-
-        def look() -> re.Match[str] | None:
-            assert self._popen.poll() is None, self.output()
-            return re.search(pattern, self.output())
-
-        found: re.Match[str] = eventually(look)
-        return found
-
-    def output(self) -> str:
-        return self._log.read_text()
-
-    def stop(self) -> int:
-        self._popen.send_signal(signal.SIGTERM)
-        return self._popen.wait(60)
-
-    def kill(self) -> None:
-        self._popen.kill()
-        self._popen.wait()
-
-
-@pytest.fixture
-def start(installed: Path) -> Iterator[Callable[..., Process]]:
-    """Return what starts a process of the installed service."""
-    started: list[Process] = []
-
-    def start(environ: dict[str, str], *command: str | Path) -> Process:
-        started.append(Process(installed, environ, *command))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-
-
 def ask(url: str, headers: dict[str, str], body: dict[str, Any] | None = None) -> Any:
     data = json.dumps(body).encode() if body else None
     with urlopen(Request(url, data, {**headers, "Content-Type": "application/json"}), timeout=60) as response:
@@ -143,40 +92,41 @@ def test_the_wheel_has_every_module_and_migration_and_nothing_else(wheel: Path) 
 
 
 def test_the_first_session_with_nothing_but_the_wheel(
-    installed: Path, start: Callable[..., Process], make_database: Callable[..., str], redis: Redis, redis_url: str
+    installed: Path, make_database: Callable[..., str], redis: Redis, redis_url: str
 ) -> None:
     database_url = make_database(None)
-    environ = environment(database_url, redis_url)
-    python = installed / "bin/python"
+    path = f"{installed / 'bin'}{os.pathsep}{os.defpath}"
+    settings = environ(database_url, redis_url, PATH=path, AFTER_HOURS_MINUTE_SECONDS="1")
     find = "import importlib.util; print(importlib.util.find_spec('afterhours_service').origin)"
-    where = run(python, "-c", find, cwd=installed)
+    where = run(installed / "bin/python", "-c", find, cwd=installed)
     assert Path(where).is_relative_to(installed)
-    run(python, "-m", "flask", "--app", "afterhours_service", "db", "upgrade", cwd=installed, **environ)
-
-    gunicorn = start(environ, python, "-m", "gunicorn", "--bind", "127.0.0.1:0", "afterhours_service:create_app()")
-    origin = gunicorn.says(r"Listening at: (http://\S+)")[1]
-    ready = ask(f"{origin}/readyz", {})
-    assert (ready["status"], ready["schema"]) == ("ok", "ok")
-    with urlopen(f"{origin}/healthz", timeout=60) as answer:
-        assert answer.headers["Server"] == "after-hours"  # gunicorn.conf.py was read
-
-    api = f"{origin}/api/after-hours"
+    upgrade = ("-m", "flask", "--app", "afterhours_service", "db", "upgrade")
+    run(installed / "bin/python", *upgrade, cwd=installed, **settings)
     with (
+        # Where its gunicorn.conf.py is.
+        Processes(installed, settings, cwd=installed / "share/after-hours") as start,
         contextlib.closing(psycopg2.connect(database_url)) as connection,
         redis.pubsub(ignore_subscribe_messages=True) as events,  # type: ignore[no-untyped-call]
     ):
+        gunicorn = start("python -m gunicorn --bind 127.0.0.1:0 'afterhours_service:create_app()'")
+        origin = gunicorn.says(r"Listening at: (http://\S+)")[1]
+        ready = ask(f"{origin}/readyz", {})
+        assert (ready["status"], ready["schema"]) == ("ok", "ok")
+        with urlopen(f"{origin}/healthz", timeout=60) as answer:
+            assert answer.headers["Server"] == "after-hours"  # gunicorn.conf.py was read
+
+        api = f"{origin}{API}"
         connection.autocommit = True
         factory = Factory(connection)
         nia = factory.member(profile=False)
-        events.subscribe("after_hours:events")
+        events.subscribe(CHANNEL)
         assert ask(f"{api}/profile", bearer(nia), {"description": "New here"})["profile"]["userId"] == nia
         session = ask(f"{api}/session/start", bearer(nia), {"duration": 15, **PLACE})["session"]
         assert ask(f"{api}/session", bearer(nia))["session"]["id"] == session["id"]
         factory.travel(60)
         assert not ask(f"{api}/session", bearer(nia))["active"]
 
-        worker = start(environ, installed / "bin/after-hours-worker")
-        scheduler = start(environ, installed / "bin/after-hours-scheduler")
+        processes = (gunicorn, start("after-hours-worker"), start("after-hours-scheduler"))
         told: list[str] = []
         while "after_hours:session_expired" not in told:
             message = eventually(lambda: events.get_message(timeout=1))
@@ -184,7 +134,8 @@ def test_the_first_session_with_nothing_but_the_wheel(
         assert told == ["after_hours:session_started", "after_hours:session_expired"]
         [row] = factory.sessions(nia)
         assert row.ended_at == row.expires_at
-    processes = (gunicorn, worker, scheduler)
-    assert [process.stop() for process in processes] == [0, 0, 0]
-    for process in processes:
-        assert '"level": "error"' not in process.output()
+        for process in processes:
+            process.terminate()
+        assert [process.exit_code() for process in processes] == [0, 0, 0]
+        for process in processes:
+            assert '"level": "error"' not in process.output()

@@ -22,9 +22,9 @@ from afterhours_service.jobs.runs import Run, recorded_runs
 from afterhours_service.jobs.worker import Worker
 from afterhours_service.periodic import periodic_jobs
 from afterhours_service.stores.database import db
-from tests import test_processes as processes
 from tests.factories import Factory
-from tests.stopwatch import Stopwatch
+from tests.processes import Processes, environ
+from tests.stopwatch import Stopwatch, eventually
 
 DAY = 24 * 3600
 WEEK = 7 * DAY
@@ -438,23 +438,23 @@ def test_a_worker_that_is_killed_in_the_middle_leaves_nothing_behind(
         "CREATE TRIGGER dawdle BEFORE DELETE ON after_hours_sessions FOR EACH ROW EXECUTE FUNCTION dawdle()"
     )
     chain = Chain(app, redis)
-    with contextlib.closing(processes.Run(tmp_path, processes.environment(database_url, redis_url))) as run:
+    settings = environ(database_url, redis_url, AFTER_HOURS_MINUTE_SECONDS="1")
+    with Processes(tmp_path, settings) as run:
         worker = run("worker")
         chain.begin()
-        processes.eventually(lambda: len(ids(factory)) < 3 * service.BATCH)
+        eventually(lambda: len(ids(factory)) < 3 * service.BATCH)
         worker.kill()
         factory.execute("DROP TRIGGER dawdle ON after_hours_sessions")
         assert ids(factory)
         chain.resume(2)
         run("worker")
-        processes.eventually(chain.finished)
+        eventually(chain.finished)
     assert ids(factory) == []
 
 
 def test_it_comes_at_four_in_the_morning_utc_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", "postgresql:///x")
-    monkeypatch.setenv("JWT_SECRET", "x" * 32)
-    monkeypatch.setenv("LOCATION_SECRET", "y" * 32)
+    for name, value in environ("postgresql:///x").items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("AFTER_HOURS_CLEANUP_CRON", raising=False)
     [cleanup] = [job for job in periodic_jobs(Settings.from_environ()) if job.id == "after-hours-cleanup"]
     assert cleanup.cron == "0 4 * * *"

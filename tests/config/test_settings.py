@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from afterhours_service import create_app
 from afterhours_service.config import S3Settings, Settings, SettingsError
 from dev import settings as page
-from tests.web.test_gate import ec_key, pem, rsa_key
+from tests.keys import ec_key, pem, rsa_key
 
 SECRET = "s3cret-" * 5
 LOCATION_SECRET = "pl4ce-" * 6

@@ -8,8 +8,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from afterhours_service.cleanup import service as cleanup
-from tests.discovery.conftest import API, Live, decline, go_live, prefer, seen
-from tests.factories import Factory, bearer
+from tests.client import API, decline, seen
+from tests.factories import Factory, Live, bearer, go_live, prefer
 
 
 def again(factory: Factory, member: str) -> None:

@@ -13,10 +13,10 @@ from flask_migrate import downgrade, upgrade
 from afterhours_service import create_app
 from afterhours_service.sessions import service
 from afterhours_service.stores.database import db
+from tests.client import end, erase
 from tests.conftest import make_settings
-from tests.discovery.conftest import API, Live, prefer
-from tests.factories import Factory, bearer
-from tests.migrations.test_migrations import NODE, NODE_DATA
+from tests.factories import Factory, Live, prefer
+from tests.host import NODE, NODE_DATA
 
 STATES = """
     SELECT DISTINCT ended_at IS NULL AS live, discovery_key IS NOT NULL AS key, discovery_wish IS NOT NULL AS wish
@@ -25,7 +25,7 @@ STATES = """
 
 
 def end_by_member(app: Flask, factory: Factory, member: str) -> None:
-    assert app.test_client().post(f"{API}/session/end", headers=bearer(member)).status_code == 200
+    assert end(app.test_client(), member).status_code == 200
 
 
 def end_by_node_service(app: Flask, factory: Factory, member: str) -> None:
@@ -38,13 +38,13 @@ def end_by_expiry(app: Flask, factory: Factory, member: str) -> None:
         service.reconcile()
 
 
-@pytest.mark.parametrize("end", [end_by_member, end_by_node_service, end_by_expiry])
+@pytest.mark.parametrize("end_it", [end_by_member, end_by_node_service, end_by_expiry])
 def test_key_and_wish_go_with_the_end_and_do_not_come_back(
-    app: Flask, factory: Factory, live: Live, end: Callable[[Flask, Factory, str], None]
+    app: Flask, factory: Factory, live: Live, end_it: Callable[[Flask, Factory, str], None]
 ) -> None:
     member = live()
     assert factory.execute(STATES) == [(True, True, True)]
-    end(app, factory, member)
+    end_it(app, factory, member)
     assert factory.execute(STATES) == [(False, False, False)]
     prefer(factory, member, min_age=40)
     factory.execute("UPDATE after_hours_sessions SET discovery_key = '(1,2,3)', fuzzed_latitude = 1")
@@ -57,7 +57,7 @@ def test_an_erasure_leaves_no_place_in_a_session_that_a_match_keeps(
     factory.execute("CREATE TABLE after_hours_matches (session_id uuid REFERENCES after_hours_sessions)")
     member = live()
     factory.execute("INSERT INTO after_hours_matches SELECT id FROM after_hours_sessions")
-    assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+    assert erase(client, member).status_code == 200
     assert factory.execute(STATES) == [(False, False, False)]
 
 

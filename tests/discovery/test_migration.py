@@ -12,7 +12,7 @@ from afterhours_service import create_app
 from afterhours_service.stores.database import db
 from tests.conftest import make_settings
 from tests.factories import Factory
-from tests.migrations.test_migrations import NODE, NODE_DATA
+from tests.host import NODE, NODE_DATA
 
 
 def migrate(url: str) -> None:

@@ -9,8 +9,8 @@ from flask.testing import FlaskClient
 from afterhours_service.discovery import service
 from afterhours_service.places.blur import Point, distance_metres, shown_distance_km
 from afterhours_service.stores.database import db
-from tests.discovery.conftest import API, Live, look, prefer, seen
-from tests.factories import Factory, bearer
+from tests.client import API, look, seen
+from tests.factories import Factory, Live, bearer, prefer
 
 ANYONE = {"max_distance_km": 200}
 NAME = "after-hours-photos/m/0b5e8c9e-6f1e-4b7a-9b1e-2a3c4d5e6f70-photo"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from tests.discovery.conftest import API, Live, go_live, look
-from tests.factories import Factory, bearer
+from tests.client import API, extend, look
+from tests.factories import Factory, Live, bearer, go_live
 
 
 def pages(client: FlaskClient, member: str, limit: int = 2, cursor: str | None = None) -> list[str]:
@@ -51,7 +51,7 @@ def test_an_extension_keeps_the_cursor_and_a_new_session_does_not(
 ) -> None:
     me, _, _ = live(), live(), live()
     cursor = look(client, me, limit=1)["nextCursor"]
-    assert client.post(f"{API}/session/extend", json={"additionalMinutes": 15}, headers=bearer(me)).status_code == 200
+    assert extend(client, me).status_code == 200
     assert len(pages(client, me, cursor=cursor)) == 1
     factory.execute("UPDATE after_hours_sessions SET ended_at = now() WHERE user_id = %s", me)
     go_live(factory, me)

@@ -8,8 +8,7 @@ from flask import Flask
 from afterhours_service.discovery import queries
 from afterhours_service.stores.connection import cursor
 from afterhours_service.stores.sql import run
-from tests.discovery.conftest import Live
-from tests.factories import Factory
+from tests.factories import Factory, Live
 
 
 @pytest.mark.parametrize(("statement", "in_order"), [(queries._PAGE, True), (queries._COUNT, False)])

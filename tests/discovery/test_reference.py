@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterhours_service.places.blur import Point, distance_metres, shown_distance_km
-from tests.discovery.conftest import API, go_live, look, prefer
-from tests.factories import Factory, bearer
+from tests.client import API, look
+from tests.factories import Factory, bearer, go_live, prefer
 
 PLACES = [(52.52, 13.4), (52.52, 13.401), (0.0, 179.99), (0.0, -180.0), (90.0, 0.0), (-89.95, 100.0)]
 GENDERS = ["Male", "female", "Non-binary", "Agender", None]

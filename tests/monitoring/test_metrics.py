@@ -1,13 +1,7 @@
 """What Prometheus sees: counts and times that are right, behind a token, and no member in any label."""
 
 import contextlib
-import os
 import re
-import shlex
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,11 +23,12 @@ from afterhours_service.monitoring.status import look_at_everything
 from afterhours_service.sessions import jobs
 from afterhours_service.stores.database import db
 from afterhours_service.telemetry import metrics
-from tests.conftest import ROOT
+from tests.client import API, SESSION, end, extend, start
 from tests.factories import PLACE, SECRET, Factory, bearer
 from tests.outages import OwnValkey
+from tests.processes import Processes, environ, free_port
+from tests.stopwatch import eventually
 
-API = "/api/after-hours"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -75,9 +70,9 @@ def test_a_sessions_life_is_counted(client: FlaskClient, factory: Factory) -> No
     one, two = factory.member(), factory.member()
     before = scrape(client)
     for member, minutes in ((one, 15), (two, 30)):
-        client.post(f"{API}/session/start", json={"duration": minutes, **PLACE}, headers=bearer(member))
-    client.post(f"{API}/session/extend", json={"additionalMinutes": 30}, headers=bearer(one))
-    client.post(f"{API}/session/end", headers=bearer(one))
+        start(client, member, minutes)
+    extend(client, one, 30)
+    end(client, one)
     assert value(scrape(client), "sessions_active") == 1
     factory.travel(1803)
     assert (value(scrape(client), "sessions_active"), value(scrape(client), "sessions_overdue")) == (0, 1)
@@ -98,18 +93,18 @@ def test_a_sessions_life_is_counted(client: FlaskClient, factory: Factory) -> No
 
 
 def test_requests_are_counted_by_route_status_and_code(client: FlaskClient, factory: Factory) -> None:
-    start = f"{API}/session/start"
+    route = f"{SESSION}/start"
     member = factory.member(consent=False)
     before = scrape(client)
-    client.post(start, headers=bearer(member))
+    start(client, member)
     client.open(f"/{member}", method="BREW")
     after = scrape(client)
-    refused = {"method": "POST", "route": start, "status": "403", "code": "CONSENT_REQUIRED"}
+    refused = {"method": "POST", "route": route, "status": "403", "code": "CONSENT_REQUIRED"}
     unknown = {"method": "other", "route": "none", "status": "404", "code": "NOT_FOUND"}
     for labels in (refused, unknown):
         name = "http_requests_total"
         assert value(after, name, **labels) == value(before, name, **labels) + 1
-    name, timed = "http_request_duration_seconds_count", {"method": "POST", "route": start}
+    name, timed = "http_request_duration_seconds_count", {"method": "POST", "route": route}
     assert value(after, name, **timed) == value(before, name, **timed) + 1
 
 
@@ -188,7 +183,7 @@ def test_database_and_redis_may_be_away(
 ) -> None:
     client = make_app(metrics_token=SECRET, redis_url=own_valkey.url).test_client()
     own_valkey.stop()
-    client.post(f"{API}/session/start", json={"duration": 15, **PLACE}, headers=bearer(factory.member()))
+    start(client, factory.member())
     now = scrape(client)
     assert (value(now, "redis_up"), value(now, "database_up")) == (0, 1)
     assert value(now, "redis_breaker_open") == 1
@@ -199,90 +194,57 @@ def test_database_and_redis_may_be_away(
     own_valkey.start()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextlib.contextmanager
-def process(command: str, log: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with log.open("ab") as output:
-        running = subprocess.Popen(
-            shlex.split(command), cwd=ROOT, env={"PATH": path, **environ}, stdout=output, stderr=output
-        )
-    try:
-        yield running
-    finally:
-        running.terminate()
-        # How it stops is tested elsewhere; it may not have come to taking signals yet.
-        assert running.wait(30) in {0, -signal.SIGTERM}, log.read_text()
-
-
 def read(url: str, **headers: str) -> str:
-    deadline = time.monotonic() + 40
-    while True:
-        with contextlib.suppress(OSError), urlopen(Request(url, headers=headers), timeout=30) as response:
-            body: str = response.read().decode()
-            return body
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
+    with urlopen(Request(url, headers=headers), timeout=60) as response:
+        body: str = response.read().decode()
+        return body
 
 
 @pytest.fixture
-def environ(database_url: str, redis: Redis, redis_url: str) -> dict[str, str]:
-    return {
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
-        "JWT_SECRET": SECRET,
-        "LOCATION_SECRET": SECRET[::-1],
-        "METRICS_TOKEN": SECRET * 2,
-        "METRICS_PORT": str(free_port()),
-    }
+def run(database_url: str, redis: Redis, redis_url: str, tmp_path: Path) -> Iterator[Processes]:
+    """Return what starts processes that serve their metrics."""
+    metrics = {"METRICS_TOKEN": SECRET * 2, "METRICS_PORT": str(free_port()), "TMPDIR": str(tmp_path)}
+    with Processes(tmp_path, environ(database_url, redis_url, **metrics)) as run:
+        yield run
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
-def test_whichever_gunicorn_worker_is_asked_tells_of_all(environ: dict[str, str], tmp_path: Path) -> None:
-    port, folder = free_port(), tmp_path / "tmp"
-    folder.mkdir()
-    command = f"gunicorn --bind 127.0.0.1:{port} --workers 3 --threads 2 'afterhours_service:create_app()'"
+def test_whichever_gunicorn_worker_is_asked_tells_of_all(run: Processes, tmp_path: Path) -> None:
+    gunicorn = run("gunicorn --bind 127.0.0.1:0 --workers 3 --threads 2 'afterhours_service:create_app()'")
+    origin = gunicorn.says(r"Listening at: (http://\S+)")[1]
     health = {"method": "GET", "route": "/healthz", "status": "200", "code": ""}
     token = {"Authorization": f"Bearer {SECRET * 2}"}
-    with process(command, tmp_path / "log", **environ, TMPDIR=str(folder)):
-        read(f"http://127.0.0.1:{port}/healthz")
-        for _ in range(29):
-            read(f"http://127.0.0.1:{port}/healthz")
-        counted = [
-            value(parse(read(f"http://127.0.0.1:{port}/metrics", **token)), "http_requests_total", **health)
-            for _ in range(6)
-        ]
-        assert len(list(folder.glob("after-hours-metrics-*"))) == 1
+    for _ in range(30):
+        read(f"{origin}/healthz")
+    counted = [value(parse(read(f"{origin}/metrics", **token)), "http_requests_total", **health) for _ in range(6)]
     assert counted == [30] * 6
-    assert not list(folder.glob("after-hours-metrics-*"))
+    assert len(list(tmp_path.glob("after-hours-metrics-*"))) == 1
+    gunicorn.terminate()
+    assert gunicorn.exit_code() == 0
+    assert not list(tmp_path.glob("after-hours-metrics-*"))
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
-def test_worker_and_scheduler_have_a_port_of_their_own(
-    environ: dict[str, str], tmp_path: Path, factory: Factory
-) -> None:
-    url = f"http://127.0.0.1:{environ['METRICS_PORT']}/metrics"
-    with process("python scheduler.py", tmp_path / "log", **environ):
-        while not value(samples := parse(read(url)), "scheduler_jobs_total"):
-            time.sleep(0.1)
-        assert value(samples, "scheduler_active") == 1
+def test_worker_and_scheduler_have_a_port_of_their_own(run: Processes, factory: Factory) -> None:
+    def served() -> Samples:
+        with contextlib.suppress(OSError):
+            return parse(read(f"http://127.0.0.1:{run.environ['METRICS_PORT']}/metrics"))
+        return {}
+
+    scheduler = run("scheduler")
+    eventually(lambda: value(served(), "scheduler_jobs_total"))
+    assert value(served(), "scheduler_active") == 1
+    scheduler.terminate()
+    assert scheduler.exit_code() == 0
     factory.session(factory.member(), left=-5)
     # A port that is taken costs the process its metrics, and nothing else.
-    with (
-        process("python worker.py", tmp_path / "log", **environ),
-        process("python worker.py", tmp_path / "log", **environ),
-    ):
-        while not value(samples := parse(read(url)), "jobs_total", job="reconcile", outcome="done"):
-            if not factory.execute("SELECT FROM after_hours_sessions WHERE ended_at IS NULL"):
-                break  # the other one did it
-            time.sleep(0.1)
-        while "metrics are not served" not in (tmp_path / "log").read_text():
-            time.sleep(0.1)
+    workers = run("worker"), run("worker")
+    eventually(
+        lambda: (
+            value(served(), "jobs_total", job="reconcile", outcome="done")
+            or not factory.execute("SELECT FROM after_hours_sessions WHERE ended_at IS NULL")
+        )  # the other one did it
+    )
+    eventually(lambda: any("metrics are not served" in worker.output() for worker in workers))

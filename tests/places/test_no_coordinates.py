@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,12 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from afterhours_service.places.blur import Point
+from tests.client import FINGERPRINT, SESSION, end, start
 from tests.factories import Factory, bearer
+from tests.stopwatch import eventually
 
-URL = "/api/after-hours/session/start"
 LATITUDE, LONGITUDE = 48.13715926, 11.57535897
-PLACE = {"duration": 15, "latitude": LATITUDE, "longitude": LONGITUDE}
+PLACE: dict[str, Any] = {"latitude": LATITUDE, "longitude": LONGITUDE}
 # The digits, to a decimetre, however they are scaled or written; the blurred point is hundreds of metres away.
 TRACE = re.compile(r"48[.,]?137159|11[.,]?575359")
 REFUSE = """
@@ -40,10 +40,10 @@ def everything_in(redis: Redis) -> str:
 def test_an_ended_session_has_no_exact_place_whoever_ends_it(client: FlaskClient, factory: Factory) -> None:
     by_member, by_other = factory.member(), factory.member()
     for member in (by_member, by_other):
-        assert client.post(URL, json=PLACE, headers=bearer(member)).status_code == 201
+        assert start(client, member, **PLACE).status_code == 201
         [row] = factory.sessions(member)
         assert (float(row.latitude), float(row.longitude)) == (LATITUDE, LONGITUDE)
-    client.post("/api/after-hours/session/end", headers=bearer(by_member))
+    end(client, by_member)
     factory.execute("UPDATE after_hours_sessions SET ended_at = now() WHERE user_id = %s", by_other)
     # The Node service, were it to write a session that has ended already, or to end one and write its place again.
     factory.session(by_other, left=-60, ended=True)
@@ -58,10 +58,10 @@ def test_the_database_may_not_hold_the_blurred_place_of_an_old_grid_against_a_me
 ) -> None:
     member = factory.member()
     factory.session(member, left=-900, ended=True)  # blurred by the Node service, at random
-    client.post(URL, json=PLACE, headers=bearer(member))
+    start(client, member, **PLACE)
     first = factory.sessions(member)[-1]
     factory.travel(3600)
-    client.post(URL, json=PLACE, headers=bearer(member))
+    start(client, member, **PLACE)
     second = factory.sessions(member)[-1]
     assert first.id != second.id
     assert (first.fuzzed_latitude, first.fuzzed_longitude) == (second.fuzzed_latitude, second.fuzzed_longitude)
@@ -94,11 +94,11 @@ def test_no_failure_tells_a_place(
     app.testing = False  # failures are answered and logged, as in production
     client, member = app.test_client(), factory.member()
     answers = [
-        client.post(URL, json=PLACE | extra, headers=bearer(member)).text
+        start(client, member, **PLACE | extra).text
         for extra in ({"duration": 16}, {"latitude": 4813.715926}, {"more": LATITUDE}, {})
     ]
-    answers.append(client.post(URL, json=PLACE, headers=bearer(member)).text)  # a session is active already
-    answers.append(client.post(URL, data=f'{{"latitude": {LATITUDE}, ', headers=bearer(member)).text)
+    answers.append(start(client, member, **PLACE).text)  # a session is active already
+    answers.append(client.post(f"{SESSION}/start", data=f'{{"latitude": {LATITUDE}, ', headers=bearer(member)).text)
     answers.append(client.get(f"/api/after-hours/{LATITUDE}?at={LATITUDE},{LONGITUDE}").text)
     # The statement itself fails: a device cannot be stored, the row is refused, a table is missing.
     for breakage in (
@@ -107,14 +107,11 @@ def test_no_failure_tells_a_place(
         "DROP TABLE after_hours_profiles",
     ):
         factory.execute(breakage)
-        body = PLACE | {"deviceFingerprint": {"deviceId": "d"}}
-        answers.append(client.post(URL, json=body, headers=bearer(factory_member(factory))).text)
+        answers.append(start(client, factory_member(factory), **PLACE, deviceFingerprint=FINGERPRINT).text)
     assert '"INTERNAL_ERROR"' in answers[-1]
     output = capfd.readouterr()
-    deadline = time.monotonic() + 5
-    while "after_hours_profiles" not in (log := postgresql_log()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert "after_hours_profiles" in log  # it is the right log, and has the failed statement
+    # It is the right log, and has the failed statement.
+    log: str = eventually(lambda: read if "after_hours_profiles" in (read := postgresql_log()) else "")
     found = {
         "answers": TRACE.findall("".join(answers)),
         "output": TRACE.findall(output.out + output.err),
@@ -139,16 +136,20 @@ def solve(log: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("failing", "breakage"),
+    ("breakage", "error", "status"),
     [
-        ("EXECUTE after_hours_", "ALTER TABLE after_hours_sessions RENAME COLUMN fuzzed_latitude TO f"),
-        ("EXECUTE after_hours_", REFUSE),
-        ("SAVEPOINT device", "ALTER TABLE device_fingerprints ADD CHECK (device_id = '') NOT VALID"),
+        (
+            "ALTER TABLE after_hours_sessions RENAME COLUMN fuzzed_latitude TO f",
+            r"fuzzed_latitude\S* does not exist",
+            500,
+        ),
+        (REFUSE, "refused", 500),
+        ("ALTER TABLE device_fingerprints ADD CHECK (device_id = '') NOT VALID", "violates check constraint", 201),
     ],
     ids=["the first statement", "the second", "the third"],
 )
 def test_no_single_failing_statement_lets_the_place_be_solved_for(
-    app: Flask, factory: Factory, postgresql_log: Callable[[], str], failing: str, breakage: str
+    app: Flask, factory: Factory, postgresql_log: Callable[[], str], breakage: str, error: str, status: int
 ) -> None:
     """With everything that PostgreSQL may log of it: every statement, parameters whole, who waits for whom."""
     database = factory.execute("SELECT current_database() AS name")[0].name
@@ -156,18 +157,13 @@ def test_no_single_failing_statement_lets_the_place_be_solved_for(
         factory.execute(f"ALTER DATABASE {database} SET {setting}")
     app.testing = False
     client = app.test_client()
-    body = PLACE | {"deviceFingerprint": {"deviceId": "d"}}
     # Its statements are prepared by now.
-    assert client.post(URL, json=body | {"latitude": 1.5}, headers=bearer(factory.member())).status_code == 201
+    assert start(client, factory.member(), deviceFingerprint=FINGERPRINT).status_code == 201
     factory.execute(breakage)
-    answer = client.post(URL, json=body, headers=bearer(member := factory.member()))
-    assert answer.status_code == (201 if failing == "SAVEPOINT device" else 500)
-    deadline = time.monotonic() + 30
-    while (
-        not (failed := re.search(rf"STATEMENT:\s+.*{failing}", log := postgresql_log())) and time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
-    assert failed
+    member = factory.member()
+    assert start(client, member, **PLACE, deviceFingerprint=FINGERPRINT).status_code == status
+    eventually(lambda: re.search(rf"ERROR:\s+.*{error}(?s:.*)STATEMENT:", postgresql_log()))
+    log = postgresql_log()
     assert member in log
     assert not TRACE.search(log)
     assert not solve(log)

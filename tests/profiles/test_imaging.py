@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 from afterhours_service.profiles import darkroom, imaging
 from afterhours_service.profiles.darkroom import DAMAGED, UNKNOWN, Refused, develop
 from afterhours_service.profiles.imaging import InvalidImage, process
+from tests.pictures import BLUE, GREEN, RED, WHITE, encode, quarters
 
 pillow_heif.register_heif_opener()
 
@@ -29,27 +30,11 @@ LOSSLESS: dict[str, dict[str, Any]] = {
     "WEBP": {"lossless": True},
     "HEIF": {"quality": 95, "chroma": 444, "enc_params": {"preset": "ultrafast"}},
 }
-RED, GREEN, BLUE, WHITE = (220, 40, 40), (40, 180, 60), (40, 60, 200), (255, 255, 255)
-
-
-def encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
 
 
 def decode(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     image.load()
-    return image
-
-
-def quarters(width: int, height: int) -> Image.Image:
-    """Red, green, blue, white: clockwise from the top left, so that every turn and mirroring shows."""
-    image = Image.new("RGB", (width, height), WHITE)
-    image.paste(RED, (0, 0, width // 2, height // 2))
-    image.paste(GREEN, (width // 2, 0, width, height // 2))
-    image.paste(BLUE, (width // 2, height // 2, width, height))
     return image
 
 

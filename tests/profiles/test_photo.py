@@ -4,6 +4,7 @@ import io
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,11 @@ from afterhours_service.config import Settings
 from afterhours_service.profiles import imaging, photo
 from afterhours_service.stores.database import db
 from afterhours_service.stores.objects import StorageUnavailable, current_storage
+from tests import client as phone
+from tests.client import API, PHOTO, erase, start
 from tests.conftest import make_settings
 from tests.factories import Factory, bearer
-from tests.sessions.test_life import start
-
-API = "/api/after-hours"
-URL = f"{API}/profile/photo"
-
-
-def jpeg(side: int = 64) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (side, side), "teal").save(out, "JPEG")
-    return out.getvalue()
+from tests.pictures import plain
 
 
 @pytest.fixture
@@ -40,13 +34,7 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def upload(client: FlaskClient) -> Callable[[str, bytes], TestResponse]:
-    def send(member: str, data: bytes, field: str = "photo", name: str = "x.jpg") -> TestResponse:
-        # Put together by hand: werkzeug's test client leaves a temporary file open for a large body.
-        head = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
-        body = head.encode() + data + b"\r\n--x--\r\n"
-        return client.post(URL, data=body, content_type="multipart/form-data; boundary=x", headers=bearer(member))
-
-    return send
+    return partial(phone.upload, client)
 
 
 def stored(settings: Settings) -> set[str]:
@@ -61,7 +49,7 @@ def test_an_upload_is_stored_named_and_served(
     client: FlaskClient, factory: Factory, upload: Any, settings: Settings
 ) -> None:
     member = factory.member()
-    answer = upload(member, jpeg(), name="../../etc/passwd.svg")
+    answer = upload(member, plain(), name="../../etc/passwd.svg")
     assert answer.status_code == 200
     key = answer.json["photo"]["key"]
     assert key.startswith(f"after-hours-photos/{member}/")
@@ -82,15 +70,15 @@ def test_an_upload_is_stored_named_and_served(
 def test_a_link_that_was_tampered_with_leads_nowhere(
     client: FlaskClient, factory: Factory, upload: Any, change: tuple[str, str]
 ) -> None:
-    url = upload(factory.member(), jpeg()).json["photo"]["url"]
+    url = upload(factory.member(), plain()).json["photo"]["url"]
     answer = client.get(url.replace(*change))
     assert (answer.status_code, answer.json["code"]) == (404, "NOT_FOUND")
 
 
 def test_a_new_photo_replaces_the_old_objects(factory: Factory, upload: Any, settings: Settings) -> None:
     member = factory.member()
-    first = upload(member, jpeg()).json["photo"]["key"]
-    second = upload(member, jpeg()).json["photo"]["key"]
+    first = upload(member, plain()).json["photo"]["key"]
+    second = upload(member, plain()).json["photo"]["key"]
     assert first != second
     assert stored(settings) == {second, photo.thumbnail_key(second)}
 
@@ -99,9 +87,9 @@ def test_delete_removes_row_and_objects_and_may_be_repeated(
     client: FlaskClient, factory: Factory, upload: Any, settings: Settings
 ) -> None:
     member = factory.member()
-    upload(member, jpeg())
+    upload(member, plain())
     for _ in range(2):
-        assert client.delete(URL, headers=bearer(member)).status_code == 200
+        assert client.delete(PHOTO, headers=bearer(member)).status_code == 200
         assert key_of(factory, member) is None
         assert not stored(settings)
 
@@ -115,12 +103,13 @@ def test_delete_removes_row_and_objects_and_may_be_repeated(
         (b"\0" * (photo.MAX_BYTES + 1), "photo", 413, "FILE_TOO_LARGE"),
         (b"\0" * (photo.MAX_REQUEST_BYTES + 1), "photo", 413, "FILE_TOO_LARGE"),
     ],
+    ids=["empty", "SVG", "another field", "too large a photo", "too large a request"],  # not the megabytes themselves
 )
 def test_a_refused_upload_leaves_nothing_behind(
     factory: Factory, upload: Any, settings: Settings, data: bytes, field: str, status: int, code: str
 ) -> None:
     member = factory.member()
-    kept = upload(member, jpeg()).json["photo"]["key"]
+    kept = upload(member, plain()).json["photo"]["key"]
     answer = upload(member, data, field)
     assert (answer.status_code, answer.json["code"]) == (status, code)
     assert key_of(factory, member) == kept
@@ -128,14 +117,14 @@ def test_a_refused_upload_leaves_nothing_behind(
 
 
 def test_an_upload_without_multipart_has_no_file(client: FlaskClient, factory: Factory) -> None:
-    answer = client.post(URL, data=jpeg(), content_type="image/jpeg", headers=bearer(factory.member()))
+    answer = client.post(PHOTO, data=plain(), content_type="image/jpeg", headers=bearer(factory.member()))
     assert (answer.status_code, answer.json["code"]) == (400, "NO_FILE")
 
 
 def test_a_photo_needs_a_profile(client: FlaskClient, factory: Factory, upload: Any, settings: Settings) -> None:
     member = factory.member(profile=False)
-    assert upload(member, jpeg()).json["code"] == "PROFILE_NOT_FOUND"
-    assert client.delete(URL, headers=bearer(member)).json["code"] == "PROFILE_NOT_FOUND"
+    assert upload(member, plain()).json["code"] == "PROFILE_NOT_FOUND"
+    assert client.delete(PHOTO, headers=bearer(member)).json["code"] == "PROFILE_NOT_FOUND"
     assert not stored(settings)
 
 
@@ -143,7 +132,7 @@ def test_a_storage_that_fails_half_way_leaves_nothing_half_done(
     app: Flask, factory: Factory, upload: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     member = factory.member()
-    kept = upload(member, jpeg()).json["photo"]["key"]
+    kept = upload(member, plain()).json["photo"]["key"]
     storage: Any = app.extensions["after_hours_storage"]
     put = storage.put
 
@@ -153,7 +142,7 @@ def test_a_storage_that_fails_half_way_leaves_nothing_half_done(
         put(key, data, content_type)
 
     monkeypatch.setattr(storage, "put", put_no_thumbnail)
-    answer = upload(member, jpeg())
+    answer = upload(member, plain())
     assert (answer.status_code, answer.json["code"]) == (503, "STORAGE_UNAVAILABLE")
     assert "Retry-After" in answer.headers
     assert key_of(factory, member) == kept
@@ -165,7 +154,7 @@ def test_any_member_id_has_a_folder_of_its_own(app: Flask, factory: Factory, mem
     factory.execute("INSERT INTO users (id, provider, after_hours_consent) VALUES (%s, 'test', true)", member_id)
     factory.execute("INSERT INTO after_hours_profiles (user_id) VALUES (%s)", member_id)
     with app.app_context():
-        key = photo.upload(member_id, jpeg())
+        key = photo.upload(member_id, plain())
         assert key_of(factory, member_id) == key
         assert photo.url(key)
 
@@ -184,8 +173,8 @@ def test_what_is_no_key_is_no_photo_anywhere(client: FlaskClient, factory: Facto
     assert profile["photoUrl"] is None
     assert (shown["photoUrl"], shown["thumbnailUrl"]) == (None, None)
     assert (exported["photoUrl"], exported["thumbnailUrl"]) == (None, None)
-    assert client.delete(URL, headers=bearer(member)).status_code == 200
-    assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+    assert client.delete(PHOTO, headers=bearer(member)).status_code == 200
+    assert erase(client, member).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -198,23 +187,23 @@ def test_a_photo_of_the_node_service_is_its_own_thumbnail(
     member = factory.member()
     key = f"{photo.PREFIX}{member}/{name}"
     with app.app_context():
-        current_storage().put(key, jpeg(), "image/webp" if name.endswith("webp") else photo.JPEG)
+        current_storage().put(key, plain(), "image/webp" if name.endswith("webp") else photo.JPEG)
     factory.execute("UPDATE after_hours_profiles SET photo_url = %s", key)
 
     exported = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]["profile"]
 
-    assert client.get(exported["photoUrl"], buffered=True).data == jpeg()
-    assert client.get(exported["thumbnailUrl"], buffered=True).data == jpeg()
+    assert client.get(exported["photoUrl"], buffered=True).data == plain()
+    assert client.get(exported["thumbnailUrl"], buffered=True).data == plain()
     age(settings)
     with app.app_context():
         assert cleanup.run(cleanup.Round(step="photos")).counts["photos"] == 0
-    assert client.delete(URL, headers=bearer(member)).status_code == 200
+    assert client.delete(PHOTO, headers=bearer(member)).status_code == 200
     assert not files(settings)
 
 
 def test_a_new_photo_has_a_small_thumbnail(client: FlaskClient, factory: Factory, upload: Any) -> None:
     member = factory.member()
-    upload(member, jpeg(400))
+    upload(member, plain(400))
     exported = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]["profile"]
     for name, side in (("photoUrl", 400), ("thumbnailUrl", 200)):
         served = client.get(exported[name], buffered=True)
@@ -259,7 +248,7 @@ def test_a_photo_has_its_hash_for_as_long_as_it_is_there(
     assert hash_of(factory, member) == imaging.process(drawing(10)).phash
     exported = client.get(f"{API}/me/export", headers=bearer(member)).json["data"]["profile"]
     assert exported["photoHash"] == hash_of(factory, member)
-    client.delete(URL, headers=bearer(member))
+    client.delete(PHOTO, headers=bearer(member))
     assert hash_of(factory, member) is None
 
 
@@ -316,13 +305,13 @@ def test_no_folder_is_left_of_a_member_without_photos(
 ) -> None:
     removed, erased, emptied, nobody = (factory.member() for _ in range(4))
     for member in (removed, erased):
-        upload(member, jpeg())
+        upload(member, plain())
     (settings.storage_folder / photo.PREFIX / emptied).mkdir()  # as an earlier release left it
     (settings.storage_folder / photo.PREFIX / erased / "left.jpg").write_bytes(b"named by nothing")
 
-    client.delete(URL, headers=bearer(removed))
+    client.delete(PHOTO, headers=bearer(removed))
     for member in (erased, emptied, nobody):
-        assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+        assert erase(client, member).status_code == 200
 
     assert files(settings) == set()
 
@@ -331,8 +320,8 @@ def test_an_erasure_looks_into_no_other_folder(
     client: FlaskClient, factory: Factory, upload: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     member, other = factory.member(), factory.member()
-    kept = upload(other, jpeg()).json["photo"]["key"]
-    upload(member, jpeg())
+    kept = upload(other, plain()).json["photo"]["key"]
+    upload(member, plain())
     seen = []
     scandir = os.scandir
 
@@ -342,7 +331,7 @@ def test_an_erasure_looks_into_no_other_folder(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", watched)
-    assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+    assert erase(client, member).status_code == 200
     monkeypatch.undo()
     assert not {other, photo.PREFIX.rstrip("/"), settings.storage_folder.name} & set(seen)
     assert stored(settings) == {kept, photo.thumbnail_key(kept)}
@@ -354,7 +343,7 @@ def test_an_erasure_looks_into_no_other_folder(
 def test_a_served_photo_does_not_tell_when_it_was_uploaded(
     client: FlaskClient, factory: Factory, upload: Any, settings: Settings
 ) -> None:
-    url = upload(factory.member(), jpeg()).json["photo"]["url"]
+    url = upload(factory.member(), plain()).json["photo"]["url"]
     first = client.get(url, buffered=True)
     age(settings)
     later = client.get(url, buffered=True)
@@ -371,7 +360,7 @@ def test_a_served_photo_does_not_tell_when_it_was_uploaded(
 def test_a_served_photo_is_asked_for_again_in_parts_or_only_if_it_is_another(
     client: FlaskClient, factory: Factory, upload: Any
 ) -> None:
-    url = upload(factory.member(), jpeg()).json["photo"]["url"]
+    url = upload(factory.member(), plain()).json["photo"]["url"]
     whole = client.get(url, buffered=True)
     etag = whole.headers["ETag"]
     part = client.get(url, headers={"Range": "bytes=10-19", "If-Range": etag}, buffered=True)
@@ -385,7 +374,7 @@ def test_a_served_photo_is_asked_for_again_in_parts_or_only_if_it_is_another(
 def orphans(app: Flask, factory: Factory, upload: Any, settings: Settings) -> str:
     """Make old objects that no profile names, a young one, and a photo in use; return the key of that."""
     member = factory.member()
-    kept: str = upload(member, jpeg()).json["photo"]["key"]
+    kept: str = upload(member, plain()).json["photo"]["key"]
     with app.app_context():
         for name in ("a/1.jpg", "a/1-thumbnail.jpg", "z/2.jpg", "young/3.jpg"):
             current_storage().put(photo.PREFIX + name, b"x", photo.JPEG)
@@ -442,5 +431,5 @@ def test_no_connection_is_held_while_a_picture_is_made(
         return imaging.process(data)
 
     monkeypatch.setattr(photo, "process", watched)
-    assert upload(factory.member(), jpeg()).status_code == 200
+    assert upload(factory.member(), plain()).status_code == 200
     assert held == [0]

@@ -3,9 +3,7 @@
 Real requests in threads; another connection's lock holds one of them at the moment in question.
 """
 
-import io
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -13,7 +11,6 @@ from typing import Any
 
 import psycopg2
 import pytest
-import pyvips
 from flask import Flask
 from flask.testing import FlaskClient
 from psycopg2.errors import LockNotAvailable
@@ -22,31 +19,25 @@ from sqlalchemy import event
 from afterhours_service.profiles import imaging
 from afterhours_service.profiles import photo as photos
 from afterhours_service.stores.database import db
-from tests.factories import PLACE, Factory, bearer
-from tests.rights.test_rights import held
+from tests.client import API, FINGERPRINT, decline, erase, start, upload, withdraw
+from tests.factories import Factory, bearer
+from tests.pictures import plain
+from tests.rights.rows import held
+from tests.stopwatch import eventually
 
-API = "/api/after-hours"
 Hold = Callable[..., Any]
 Call = Callable[[FlaskClient, str], Any]
-START = {"duration": 15, **PLACE, "deviceFingerprint": {"deviceId": "d"}}
-WAITING = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 CALLS: dict[str, Call] = {
-    "start": lambda client, member: client.post(f"{API}/session/start", json=START, headers=bearer(member)),
+    "start": lambda client, member: start(client, member, deviceFingerprint=FINGERPRINT),
     "create profile": lambda client, member: client.post(f"{API}/profile", json={}, headers=bearer(member)),
     "create preferences": lambda client, member: client.post(f"{API}/preferences", json={}, headers=bearer(member)),
     "change preferences": lambda client, member: client.patch(
         f"{API}/preferences", json={"maxDistanceKm": 50}, headers=bearer(member)
     ),
-    "decline": lambda client, member: client.post(
-        f"{API}/declines", json={"userId": f"other of {member}"}, headers=bearer(member)
-    ),
-    "photo": lambda client, member: client.post(
-        f"{API}/profile/photo",
-        data={"photo": (io.BytesIO(pyvips.Image.black(300, 300, bands=3).pngsave_buffer()), "p.png")},
-        headers=bearer(member),
-    ),
-    "withdraw": lambda client, member: client.put(f"{API}/consent", json={"granted": False}, headers=bearer(member)),
-    "erase": lambda client, member: client.delete(f"{API}/me", headers=bearer(member)),
+    "decline": lambda client, member: decline(client, member, f"other of {member}"),
+    "photo": lambda client, member: upload(client, member, plain(300)),
+    "withdraw": withdraw,
+    "erase": erase,
 }
 pytestmark = pytest.mark.usefixtures("patience")
 
@@ -74,9 +65,12 @@ def send(app: Flask) -> Iterator[Callable[[str, str], Future[Any]]]:
 
 def wait_for(factory: Factory, waiting: int, *futures: Future[Any]) -> None:
     """Wait until so many connections wait for a lock; one of the futures may not be done before."""
-    while factory.execute(WAITING)[0].n < waiting:
+
+    def all_wait() -> bool:
         assert not any(future.done() for future in futures), [f.result().text for f in futures if f.done()]
-        time.sleep(0.01)
+        return factory.waiting() >= waiting
+
+    eventually(all_wait)
 
 
 def answer(future: Future[Any]) -> tuple[int, str | None]:

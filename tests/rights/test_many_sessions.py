@@ -14,12 +14,10 @@ from afterhours_service.rights import queries as members
 from afterhours_service.sessions import queries as sessions
 from afterhours_service.stores.connection import cursor
 from afterhours_service.stores.statements import Statement
-from tests.discovery.conftest import go_live
-from tests.factories import PLACE, Factory, bearer
-from tests.rights.test_rights import many_sessions
+from tests.client import end, erase, look, start, withdraw
+from tests.factories import Factory, go_live, many_sessions
 from tests.wire import Wire
 
-API = "/api/after-hours"
 MANY = 20_000
 LEAD = timedelta(minutes=2)
 
@@ -99,7 +97,7 @@ def test_a_decline_costs_those_who_look_around_a_few_rows(
                 assert cost(statement, discovery._AS_WRITTEN, **around) <= 3
             assert cost(discovery._IS_SEEN, **around, other_id=another) <= 3
             assert cost(discovery._HAS_DECLINED, **discovery._pair(me, another)) <= 3
-    assert len(client.get(f"{API}/nearby", headers=bearer(other)).json["members"]) == (1 if since else 0)
+    assert len(look(client, other)["members"]) == (1 if since else 0)
 
 
 def test_no_statement_of_an_erasure_deletes_more_than_a_batch(
@@ -116,7 +114,7 @@ def test_no_statement_of_an_erasure_deletes_more_than_a_batch(
         "INSERT INTO after_hours_matches SELECT id FROM after_hours_sessions ORDER BY started_at LIMIT 11000"
     )
     client = make_app(database_url=wire.url, database_prepare=False).test_client()
-    assert client.delete(f"{API}/me", headers=bearer(old_hand)).status_code == 200
+    assert erase(client, old_hand).status_code == 200
     for begin, number in (
         ("DELETE FROM device_fingerprints", MANY),
         ("DELETE FROM after_hours_sessions", MANY - 11_000),
@@ -132,10 +130,6 @@ def test_no_statement_of_an_erasure_deletes_more_than_a_batch(
 
 
 def test_a_member_of_many_sessions_goes_live_and_leaves(client: FlaskClient, factory: Factory, old_hand: str) -> None:
-    headers = bearer(old_hand)
-    assert client.post(f"{API}/session/end", headers=headers).status_code == 200
-    body = {"duration": 15, **PLACE}
-    assert client.post(f"{API}/session/start", json=body, headers=headers).status_code == 201
-    assert client.put(f"{API}/consent", json={"granted": False}, headers=headers).status_code == 200
-    assert client.delete(f"{API}/me", headers=headers).status_code == 200
+    for request, answer in ((end, 200), (start, 201), (withdraw, 200), (erase, 200)):
+        assert request(client, old_hand).status_code == answer
     assert factory.sessions(old_hand) == []

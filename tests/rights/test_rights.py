@@ -1,10 +1,8 @@
 """A member's rights: consent, a copy of everything, its erasure."""
 
 import contextlib
-import io
 import json
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -12,46 +10,32 @@ from typing import Any
 
 import psycopg2
 import pytest
-import pyvips
 from flask import Flask
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
 from redis import Redis
 from sqlalchemy.exc import OperationalError
 
-import afterhours_service.discovery.models
-import afterhours_service.preferences.models
-import afterhours_service.profiles.models
-import afterhours_service.sessions.models  # noqa: F401 - these four, so that the metadata is whole
 from afterhours_service import create_app
 from afterhours_service.config import Settings
 from afterhours_service.rights import service as members
 from afterhours_service.sessions import service
 from afterhours_service.stores.database import Base, db
-from tests.conftest import ROOT, make_settings
-from tests.factories import PLACE, Factory, bearer, scheduled, token
+from tests.client import API, end, erase, start, upload
+from tests.conftest import make_settings
+from tests.factories import Factory, bearer, many_sessions, scheduled, token
+from tests.host import NODE
+from tests.pictures import plain
+from tests.rights.rows import HOST_TABLES, OUR_TABLES, OUTBOX, held
+from tests.stopwatch import eventually
 from tests.wire import Wire
 
-API = "/api/after-hours"
-HOST_TABLES = {"users", "profiles", "user_subscriptions", "blocks"}
-OUTBOX = "after_hours_untold"  # ids of sessions, nobody's once the session is deleted
-OUR_TABLES = {
-    table.name: [
-        column.name for column in table.columns if any(key.column.table.name == "users" for key in column.foreign_keys)
-    ]
-    for table in Base.metadata.sorted_tables
-    if table.name not in {*HOST_TABLES, OUTBOX}
-}
 Events = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture
 def app(make_app: Callable[..., Flask], tmp_path: Path) -> Flask:
     return make_app(storage_folder=tmp_path)
-
-
-def start(client: FlaskClient, member: str) -> Any:
-    return client.post(f"{API}/session/start", json={"duration": 15, **PLACE}, headers=bearer(member))
 
 
 def consent(client: FlaskClient, member: str, **body: Any) -> Any:
@@ -63,17 +47,12 @@ def consent(client: FlaskClient, member: str, **body: Any) -> Any:
 def full_member(client: FlaskClient, factory: Factory) -> str:
     """Make a member on whom every table of ours has a row."""
     member, other = factory.member(), factory.member()
-    picture: bytes = pyvips.Image.black(300, 300, bands=3).pngsave_buffer()
     for _ in range(2):
-        response = client.post(
-            f"{API}/profile/photo", data={"photo": (io.BytesIO(picture), "p.png")}, headers=bearer(member)
-        )
-        assert response.status_code == 200
+        assert upload(client, member, plain(300)).status_code == 200
     client.patch(f"{API}/profile", json={"description": "Vinyl and noodles"}, headers=bearer(member))
     assert client.post(f"{API}/preferences", json={}, headers=bearer(member)).status_code == 201
     factory.session(member, left=-7200, ended=True)
-    body = {"duration": 15, **PLACE, "deviceFingerprint": {"deviceId": "d-1", "platform": "ios"}}
-    session = client.post(f"{API}/session/start", json=body, headers=bearer(member)).json["session"]["id"]
+    session = start(client, member, deviceFingerprint={"deviceId": "d-1", "platform": "ios"}).json["session"]["id"]
     factory.execute(
         "INSERT INTO after_hours_declines (session_id, user_id, declined_user_id) VALUES (%s, %s, %s)",
         session,
@@ -81,14 +60,6 @@ def full_member(client: FlaskClient, factory: Factory) -> str:
         other,
     )
     return member
-
-
-def held(factory: Factory, member: str) -> dict[str, int]:
-    """Return how many rows of each table of ours are the member's."""
-    return {
-        table: factory.execute(f"SELECT count(*) AS n FROM {table} WHERE user_id = %s", member)[0].n
-        for table in OUR_TABLES
-    }
 
 
 LEAVING = [
@@ -120,7 +91,7 @@ def test_who_no_longer_passes_the_gate_can_still_leave(
     assert all(row.ended_at and row.latitude is None for row in factory.sessions(member))
     assert scheduled(redis) == {}
     assert not list(tmp_path.rglob("*.jpg"))
-    again = client.post(f"{API}/session/end", headers=bearer(member))
+    again = end(client, member)
     assert (again.status_code, again.json["code"]) == (404, "NO_ACTIVE_SESSION")
 
 
@@ -211,7 +182,7 @@ def test_the_expiry_of_a_session_that_ran_out_before_a_withdrawal_is_told_when_r
     assert consent(away.test_client(), member, granted=False).status_code == 200
     with away.app_context():
         db.engine.dispose()
-    factory.execute("UPDATE after_hours_untold SET tell_at = tell_at - interval '11 seconds'")
+    factory.let_leases_expire()
     with app.app_context():
         service.do_what_is_due()
     [event] = events()
@@ -249,11 +220,7 @@ def test_a_start_that_waits_for_a_right_to_be_exercised_does_not_slip_through(
             cursor.execute("DELETE FROM after_hours_profiles WHERE user_id = %s", (member,))
         thread = threading.Thread(target=lambda: answers.append(start(client, member).status_code))
         thread.start()
-        waiting = (
-            "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        while not factory.execute(waiting)[0].n:
-            time.sleep(0.01)
+        eventually(factory.waiting)
         other.commit()
         thread.join()
     other.close()
@@ -337,7 +304,7 @@ def test_every_column_that_names_a_member_is_exported_or_left_out_for_a_reason(
     with contextlib.closing(psycopg2.connect(url)) as connection:
         connection.autocommit = True
         host = Factory(connection)
-        host.execute((ROOT / "tests" / "host_schema.sql").read_text())
+        host.execute(NODE)
         app = create_app(make_settings(url, "redis://localhost"))
         with app.app_context():
             upgrade()
@@ -353,19 +320,6 @@ def test_every_column_that_names_a_member_is_exported_or_left_out_for_a_reason(
                             AND confrelid = 'users'::regclass))""")
         }
     assert naming == (NAMING_A_MEMBER.keys() | {f"{table}.user_id" for table in OUR_TABLES}) - {"users.id"}
-
-
-def many_sessions(factory: Factory, member: str, number: int) -> None:
-    """Give a member sessions of the past, a place each."""
-    factory.execute(
-        """INSERT INTO after_hours_sessions
-               (user_id, started_at, expires_at, ended_at, fuzzed_latitude, fuzzed_longitude)
-           SELECT %s, moment, moment + interval '1 second', moment + interval '1 second', 52 + n / 1e6, 13.4
-           FROM generate_series(1, %s) AS n
-           CROSS JOIN LATERAL (SELECT now() - interval '1 hour' - n * interval '2 seconds' AS moment) AS m""",
-        member,
-        number,
-    )
 
 
 def test_a_large_export_is_whole_though_little_of_it_is_in_memory(
@@ -394,7 +348,7 @@ def test_an_export_is_of_one_moment(app: Flask, client: FlaskClient, factory: Fa
     with app.app_context():
         pieces = members.export(member)
         first = next(pieces)
-        assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+        assert erase(client, member).status_code == 200
         data = json.loads(first + "".join(pieces))
     assert [len(data[name]) for name in ("sessions", "declines", "devices")] == [2, 1, 1]
 
@@ -471,7 +425,7 @@ def test_an_erasure_leaves_nothing_but_the_hosts_rows(
     timers = len(scheduled(redis))
     before = factory.execute("SELECT * FROM users ORDER BY id")
     for _ in range(2):
-        response = client.delete(f"{API}/me", headers=bearer(member))
+        response = erase(client, member)
         assert (response.status_code, response.json["success"]) == (200, True)
     assert not any(held(factory, member).values())
     assert all(held(factory, other).values())
@@ -503,7 +457,7 @@ def test_an_erasure_spares_the_hosts_matches_and_takes_the_place_from_their_sess
         "CREATE TABLE after_hours_matches (session_id uuid REFERENCES after_hours_sessions ON DELETE CASCADE)"
     )
     factory.execute("INSERT INTO after_hours_matches VALUES (%s)", session)
-    client.delete(f"{API}/me", headers=bearer(member))
+    erase(client, member)
     assert factory.count("after_hours_matches") == 1
     [row] = factory.sessions(member)
     assert (row.fuzzed_latitude, row.fuzzed_longitude, row.latitude) == (0, 0, None)
@@ -517,7 +471,7 @@ def test_an_erasure_goes_through_with_redis_and_storage_away(
     factory.session(member)
     (tmp_path / "file").touch()
     client = make_app(redis_url="unix:///nonexistent/socket", storage_folder=tmp_path / "file").test_client()
-    assert client.delete(f"{API}/me", headers=bearer(member)).status_code == 200
+    assert erase(client, member).status_code == 200
     assert not any(held(factory, member).values())
 
 
@@ -529,7 +483,7 @@ def test_each_right_leaves_a_line_in_the_log_without_content(
     capfd.readouterr()
     consent(client, member, granted=False)
     client.get(f"{API}/me/export", headers=bearer(member))
-    client.delete(f"{API}/me", headers=bearer(member))
+    erase(client, member)
     log = capfd.readouterr().err
     lines = [line for line in log.splitlines() if '"afterhours_service.rights.service"' in line]
     assert len(lines) == 3

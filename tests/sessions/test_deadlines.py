@@ -18,10 +18,10 @@ from afterhours_service.jobs.timers import SCHEDULED
 from afterhours_service.sessions import deadlines, queries, service
 from afterhours_service.sessions.jobs import reconcile, session_timer
 from afterhours_service.stores.redis import is_redis_away
-from tests.factories import PLACE, Factory, bearer, scheduled
+from tests.client import end, extend, start
+from tests.factories import Factory, scheduled
 from tests.outages import OwnValkey
 
-API = "/api/after-hours/session"
 LEAD = 120
 
 
@@ -34,20 +34,11 @@ def armed(redis: Redis) -> list[int]:
     return [int(second) for second in timers.values()]
 
 
-def start(client: FlaskClient, factory: Factory) -> str:
+def started(client: FlaskClient, factory: Factory) -> str:
+    """Return a member who has started a session."""
     member = factory.member()
-    body = {"duration": 15, **PLACE}
-    assert client.post(f"{API}/start", json=body, headers=bearer(member)).status_code == 201
+    assert start(client, member).status_code == 201
     return member
-
-
-def extend(client: FlaskClient, member: str, minutes: int = 15) -> None:
-    body = {"additionalMinutes": minutes}
-    assert client.post(f"{API}/extend", json=body, headers=bearer(member)).status_code == 200
-
-
-def end(client: FlaskClient, member: str) -> None:
-    assert client.post(f"{API}/end", headers=bearer(member)).status_code == 200
 
 
 def expiry(factory: Factory, member: str) -> int:
@@ -73,29 +64,29 @@ def pair(app: Flask, factory: Factory, apart: int = 0) -> tuple[str, str, int]:
 def test_a_start_arms_the_warning_and_the_expiry(
     make_app: Callable[..., Flask], factory: Factory, redis: Redis, minute_seconds: int
 ) -> None:
-    member = start(make_app(minute_seconds=minute_seconds).test_client(), factory)
+    member = started(make_app(minute_seconds=minute_seconds).test_client(), factory)
     second = expiry(factory, member)
     assert armed(redis) == [second - 2 * minute_seconds, second]
 
 
 def test_an_extension_moves_both_timers(client: FlaskClient, factory: Factory, redis: Redis) -> None:
-    member = start(client, factory)
+    member = started(client, factory)
     before = expiry(factory, member)
-    extend(client, member, 30)
+    assert extend(client, member, 30).status_code == 200
     assert expiry(factory, member) == before + 1800
     assert armed(redis) == [before + 1800 - LEAD, before + 1800]
 
 
 def test_an_early_end_leaves_no_timer(client: FlaskClient, factory: Factory, redis: Redis) -> None:
-    end(client, start(client, factory))
+    assert end(client, started(client, factory)).status_code == 200
     assert redis.keys() == [PUBLISHED.encode()]
 
 
 def test_neither_do_many_extensions_and_an_end(client: FlaskClient, factory: Factory, redis: Redis) -> None:
-    member = start(client, factory)
+    member = started(client, factory)
     for _ in range(3):
-        extend(client, member)
-    end(client, member)
+        assert extend(client, member).status_code == 200
+    assert end(client, member).status_code == 200
     assert redis.keys() == [PUBLISHED.encode()]
 
 
@@ -117,10 +108,10 @@ def test_what_another_session_needs_survives(
     *,
     apart: int,
     kept: list[int],
-    leave: Callable[[FlaskClient, str], None],
+    leave: Callable[[FlaskClient, str], Any],
 ) -> None:
     first, _, moment = pair(app, factory, apart)
-    leave(client, first)
+    assert leave(client, first).status_code == 200
     moved = [900 - LEAD, 900] if leave is extend else []
     assert [second - moment for second in armed(redis)] == kept + moved
 
@@ -129,8 +120,8 @@ def test_the_last_of_two_takes_the_timers_with_it(
     app: Flask, client: FlaskClient, factory: Factory, redis: Redis
 ) -> None:
     first, second, _ = pair(app, factory)
-    end(client, first)
-    end(client, second)
+    assert end(client, first).status_code == 200
+    assert end(client, second).status_code == 200
     assert armed(redis) == []
 
 
@@ -138,7 +129,7 @@ def test_the_database_is_asked_again_after_the_timer_is_gone(
     client: FlaskClient, factory: Factory, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start between the two would otherwise arm a timer that is then cancelled."""
-    member = start(client, factory)
+    member = started(client, factory)
     ask, seen = queries.needed_seconds, []
 
     def needed_seconds(*arguments: Any) -> set[int]:
@@ -154,7 +145,7 @@ def test_the_database_is_asked_again_after_the_timer_is_gone(
         return ask(*arguments)
 
     monkeypatch.setattr(queries, "needed_seconds", needed_seconds)
-    end(client, member)
+    assert end(client, member).status_code == 200
     second = expiry(factory, member)
     assert seen == [[]]
     assert armed(redis) == [second - LEAD, second]
@@ -226,7 +217,7 @@ def test_an_adopted_session_with_a_fraction_is_rounded_up(
     factory: Factory,
     redis: Redis,
     *,
-    leave: Callable[[FlaskClient, str], None],
+    leave: Callable[[FlaskClient, str], Any],
     moved: list[int],
 ) -> None:
     member = factory.member()
@@ -236,7 +227,7 @@ def test_an_adopted_session_with_a_fraction_is_rounded_up(
     with app.app_context():
         reconcile()
     assert armed(redis) == [second - LEAD, second]
-    leave(client, member)
+    assert leave(client, member).status_code == 200
     assert [timer - second for timer in armed(redis)] == moved
     assert expiry(factory, member) == second + (moved[-1] if moved else 0)
 
@@ -254,7 +245,7 @@ def test_sessions_that_differ_by_a_fraction_share_a_timer(
     )
     with app.app_context():
         reconcile()
-    end(client, member)
+    assert end(client, member).status_code == 200
     second = expiry(factory, other)
     assert armed(redis) == [second - LEAD, second]
 
@@ -262,7 +253,7 @@ def test_sessions_that_differ_by_a_fraction_share_a_timer(
 def test_what_redis_has_lost_is_done_by_the_reconciliation(
     app: Flask, client: FlaskClient, factory: Factory, redis: Redis
 ) -> None:
-    member = start(client, factory)
+    member = started(client, factory)
     redis.flushall()
     factory.travel(1000)
     with app.app_context():
@@ -290,7 +281,7 @@ class TestRedisThatRefuses:
                 reconcile()
             assert "reconcile" not in recorded_runs(redis)
             redis.execute_command("ACL", "SETUSER", "default", f"+{command}")  # type: ignore[no-untyped-call]
-            factory.execute("UPDATE after_hours_untold SET tell_at = tell_at - interval '11 seconds'")
+            factory.let_leases_expire()
             reconcile()
             assert deadlines.compare().missing == []
         assert recorded_runs(redis)["reconcile"].finished == 1

@@ -23,9 +23,9 @@ from afterhours_service.jobs.worker import Worker
 from afterhours_service.sessions import service
 from afterhours_service.sessions.jobs import reconcile, session_timer
 from afterhours_service.stores.database import db
-from tests.factories import PLACE, Factory, bearer
+from tests.client import extend, start
+from tests.factories import Factory
 
-API = "/api/after-hours/session"
 Events = Callable[[], list[dict[str, Any]]]
 
 
@@ -58,7 +58,7 @@ def _cleanup(app: Flask, member: str) -> None:
 
 
 def _start(app: Flask, member: str) -> None:
-    response = app.test_client().post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(member))
+    response = start(app.test_client(), member)
     assert response.status_code == 201
 
 
@@ -141,7 +141,7 @@ def test_a_member_who_extends_is_warned_again(
     member = factory.member()
     factory.session(member, left=100)
     do_what_is_due(app)
-    client.post(f"{API}/extend", json={"additionalMinutes": 15}, headers=bearer(member))
+    extend(client, member)
     do_what_is_due(app)
     factory.travel(900)
     do_what_is_due(app)
@@ -256,7 +256,7 @@ def test_a_timer_leaves_nothing_behind_in_redis(
     client: FlaskClient, redis: Redis, factory: Factory, work_off: Callable[[], None]
 ) -> None:
     member = factory.member()
-    client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(member))
+    start(client, member)
     expiry = math.ceil(factory.sessions(member)[0].expires_at.timestamp())
     factory.travel(901)
     timer = Job.fetch(f"session-timer-{expiry}", connection=redis)

@@ -1,6 +1,5 @@
 """A member goes live, extends, ends, and is gone on time."""
 
-import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -12,45 +11,9 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from afterhours_service.sessions import service
-from tests.factories import PLACE, Factory, bearer, scheduled
+from tests.client import FINGERPRINT, end, extend, failure, moment, start, status
+from tests.factories import PLACE, Factory, scheduled
 from tests.wire import Wire
-
-API = "/api/after-hours/session"
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-
-
-def start(client: FlaskClient, member: str, minutes: int = 15, **others: Any) -> Any:
-    """Send a start."""
-    return client.post(f"{API}/start", json={"duration": minutes, **PLACE, **others}, headers=bearer(member))
-
-
-def extend(client: FlaskClient, member: str, minutes: int = 15, key: str | None = None) -> Any:
-    """Send an extension, with an Idempotency-Key or without."""
-    headers = bearer(member) | ({} if key is None else {"Idempotency-Key": key})
-    return client.post(f"{API}/extend", json={"additionalMinutes": minutes}, headers=headers)
-
-
-def end(client: FlaskClient, member: str, **how: Any) -> Any:
-    """Send an end."""
-    return client.post(f"{API}/end", headers=bearer(member), **how)
-
-
-def status(client: FlaskClient, member: str) -> Any:
-    """Ask for the session."""
-    return client.get(API, headers=bearer(member))
-
-
-def moment(text: str) -> datetime:
-    """Read a time as the contract writes it."""
-    assert TIME.fullmatch(text)
-    return datetime.fromisoformat(text)
-
-
-def failure(response: Any) -> tuple[int, str]:
-    """Return a failure's status and code; it must have the envelope."""
-    assert response.json["success"] is False
-    assert isinstance(response.json["error"], str)
-    return response.status_code, response.json["code"]
 
 
 @pytest.mark.parametrize("minutes", [15, 30, 60])
@@ -297,13 +260,10 @@ def test_a_member_deleted_since_the_gate_is_nobody(client: FlaskClient, factory:
     assert failure(start(client, member, deviceFingerprint={"platform": "ios"})) == (403, "VERIFICATION_REQUIRED")
 
 
-WHOLE = {"deviceId": "A-1", "deviceModel": "Pixel 9", "platform": "android"}
-
-
 @pytest.mark.parametrize(
     ("fingerprint", "stored"),
     [
-        (WHOLE, [("A-1", "Pixel 9", "android")]),
+        (FINGERPRINT, [("A-1", "Pixel 9", "android")]),
         ({"platform": "ios"}, [(None, None, "ios")]),
         ({"deviceId": "A-1", "deviceModel": None, "platform": None}, [("A-1", None, None)]),
         ({"deviceId": "😀" * 255, "deviceModel": "é" * 100}, [("😀" * 255, "é" * 100, None)]),
@@ -327,7 +287,7 @@ def test_the_fingerprint_is_stored_with_the_start(
 def test_a_refused_start_stores_no_fingerprint(client: FlaskClient, factory: Factory) -> None:
     member = factory.member()
     start(client, member)
-    assert start(client, member, deviceFingerprint=WHOLE).status_code == 409
+    assert start(client, member, deviceFingerprint=FINGERPRINT).status_code == 409
     assert factory.count("device_fingerprints") == 0
 
 
@@ -347,7 +307,7 @@ def test_a_fingerprint_that_cannot_be_stored_does_not_block_the_start(
 ) -> None:
     member = factory.member()
     factory.execute(trouble)
-    assert start(client, member, deviceFingerprint=WHOLE).status_code == 201
+    assert start(client, member, deviceFingerprint=FINGERPRINT).status_code == 201
     assert len(factory.sessions(member)) == 1
 
 
@@ -360,11 +320,11 @@ def test_bad_luck_costs_no_fingerprint(client: FlaskClient, factory: Factory, sq
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF nextval('tries') = 1 THEN RAISE 'bad luck' USING ERRCODE = '{sqlstate}'; END IF; RETURN NEW; END $$;
         CREATE TRIGGER fail BEFORE INSERT ON device_fingerprints FOR EACH ROW EXECUTE FUNCTION fail()""")
-    response = start(client, member, deviceFingerprint=WHOLE)
+    response = start(client, member, deviceFingerprint=FINGERPRINT)
     if not sqlstate.startswith("40"):
         assert failure(response) == (503, "SERVICE_UNAVAILABLE")
         assert factory.sessions(member) == []
-        response = start(client, member, deviceFingerprint=WHOLE)
+        response = start(client, member, deviceFingerprint=FINGERPRINT)
     assert response.status_code == 201
     assert [row.device_id for row in factory.execute("SELECT device_id FROM device_fingerprints")] == ["A-1"]
 
@@ -376,7 +336,9 @@ def test_a_start_takes_three_round_trips_after_the_gate(
     client, member = make_app(database_url=wire.url).test_client(), factory.member()
     if overdue:
         factory.session(member, left=-60)
-    assert start(client, factory.member(), deviceFingerprint=WHOLE).status_code == 201  # the statements are known now
+    assert (
+        start(client, factory.member(), deviceFingerprint=FINGERPRINT).status_code == 201
+    )  # the statements are known now
     wire.queries.clear()
-    assert start(client, member, deviceFingerprint=WHOLE).status_code == 201
+    assert start(client, member, deviceFingerprint=FINGERPRINT).status_code == 201
     assert [query.split()[0] for query in wire.queries] == ["EXECUTE", "BEGIN;", "EXECUTE", "SAVEPOINT"]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from flask import Flask
 
+from tests.client import end, extend, start, status
 from tests.factories import Factory
-from tests.sessions.test_life import end, extend, start, status
 
 pytestmark = pytest.mark.usefixtures("patience")
 
@@ -25,7 +25,7 @@ def at_once(app: Flask, *calls: Callable[..., Any], member: str) -> list[Any]:
 
     def run(call: Callable[..., Any]) -> Any:
         client = app.test_client()
-        barrier.wait(10)
+        barrier.wait(60)
         return call(client, member)
 
     with ThreadPoolExecutor(len(calls)) as threads:

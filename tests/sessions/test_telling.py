@@ -4,7 +4,6 @@ import contextlib
 import math
 import re
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,10 +20,11 @@ from afterhours_service.config import Settings
 from afterhours_service.sessions import queries, service
 from afterhours_service.stores.database import db
 from afterhours_service.stores.redis import is_redis_away
+from tests.client import end, extend, start
 from tests.conftest import make_settings
 from tests.factories import Factory, scheduled
 from tests.outages import OwnValkey
-from tests.sessions.test_life import end, extend, start
+from tests.stopwatch import eventually
 
 Events = Callable[[], list[dict[str, Any]]]
 
@@ -34,16 +34,11 @@ def expired(events: Events) -> list[str]:
     return [event["payload"]["sessionId"] for event in events() if event["type"] == "after_hours:session_expired"]
 
 
-def lease_is_over(factory: Factory) -> None:
-    """Let the time pass that a worker has to tell of what it ended."""
-    factory.execute("UPDATE after_hours_untold SET tell_at = tell_at - interval '11 seconds'")
-
-
 def test_an_expiry_is_told_once(app: Flask, factory: Factory, events: Events) -> None:
     session = factory.session(factory.member(), left=-1)
     with app.app_context():
         service.do_what_is_due()
-        lease_is_over(factory)
+        factory.let_leases_expire()
         service.do_what_is_due()
     assert expired(events) == [session]
 
@@ -56,7 +51,7 @@ def test_an_expiry_is_told_by_another_when_the_worker_died_after_its_commit(
         queries.end_due(10, service.LEASE)
         service.do_what_is_due()
         assert expired(events) == []  # it may still be at it
-        lease_is_over(factory)
+        factory.let_leases_expire()
         service.do_what_is_due()
         assert expired(events) == [session]
 
@@ -80,7 +75,7 @@ def test_an_expiry_of_a_time_with_redis_away_is_told_when_it_is_back(
     with away.app_context():
         assert service.do_what_is_due().ended == 1
         db.engine.dispose()
-    lease_is_over(factory)
+    factory.let_leases_expire()
     with app.app_context():
         service.do_what_is_due()
     assert expired(events) == [session]
@@ -118,7 +113,7 @@ def test_the_expiry_of_the_old_session_is_published_before_the_start_of_the_new_
     assert start(client, member).status_code == 201
     new = str(factory.sessions(member)[-1].id)
     with app.app_context():
-        lease_is_over(factory)
+        factory.let_leases_expire()
         service.do_what_is_due()
     assert kinds(events) == [("expired", old), ("started", new)]
     assert not factory.execute("SELECT FROM after_hours_untold")
@@ -129,13 +124,11 @@ def test_a_start_that_waits_for_the_worker_that_ends_the_old_session_publishes_i
 ) -> None:
     member = factory.member()
     old = factory.session(member, left=-1)
-    waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with contextlib.closing(psycopg2.connect(database_url)) as worker, worker.cursor() as cursor:
         cursor.execute("UPDATE after_hours_sessions SET ended_at = expires_at")
         with ThreadPoolExecutor(1) as requests:
             answer = requests.submit(start, app.test_client(), member)
-            while not factory.count(waiting):
-                time.sleep(0.01)
+            eventually(factory.waiting)
             worker.commit()
         assert answer.result().status_code == 201
     assert kinds(events) == [("expired", old), ("started", str(factory.sessions(member)[-1].id))]
@@ -216,8 +209,7 @@ def test_a_start_that_waits_for_an_end_publishes_it(
         cursor.execute("UPDATE after_hours_sessions SET ended_at = clock_timestamp()")
         with ThreadPoolExecutor(1) as requests:
             answer = requests.submit(start, app.test_client(), member)
-            while not factory.count(waiting):
-                time.sleep(0.01)
+            eventually(lambda: factory.count(waiting))
             other.commit()
         assert answer.result().status_code == 201
     assert kinds(events) == [("ended", old), ("started", str(factory.sessions(member)[-1].id))]
@@ -377,7 +369,7 @@ def test_a_batch_that_is_told_aside_gives_its_connection_back_and_is_told_once_w
             assert service.do_what_is_due().ended == 5
         assert db.engine.pool.checkedout() == 1  # type: ignore[attr-defined]
         assert set(expired(events)) == sessions
-        lease_is_over(factory)
+        factory.let_leases_expire()
         service.do_what_is_due()
         assert expired(events) == []
         assert not factory.execute("SELECT FROM after_hours_untold")
@@ -408,8 +400,7 @@ class TestRedisThatIsFull:
             assert service.do_what_is_due() == (1, 0, False)
             assert expired(events) == []
             redis.replicaof("NO", "ONE")
-            while is_redis_away():
-                time.sleep(0.05)
-            lease_is_over(factory)
+            eventually(lambda: not is_redis_away())
+            factory.let_leases_expire()
             assert service.do_what_is_due() == (0, 0, True)
         assert expired(events) == [session]

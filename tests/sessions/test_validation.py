@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterhours_service.sessions.schemas import ExtendSchema, StartSchema
+from tests.client import FINGERPRINT, SESSION, extend
 from tests.factories import PLACE, Factory, bearer
-from tests.sessions.test_life import API, WHOLE, extend
 
 GOOD = {"duration": 15, **PLACE}
 LEFT_OUT = object()
@@ -29,7 +29,7 @@ NOT_A_LATITUDE = [*NOT_A_NUMBER, 90.0000001, -90.0000001, 91, 1e308]
 NOT_A_LONGITUDE = [*NOT_A_NUMBER, 180.0000001, -180.0000001, 181, -1e308]
 NOT_TEXT: list[Any] = [7, True, [], {}, 1.5, "a\0b", "\0", "\ud800"]
 NOT_A_DEVICE: list[tuple[str, Any]] = [
-    *(("deviceFingerprint", value) for value in ("", "A-1", 7, True, [], [WHOLE])),
+    *(("deviceFingerprint", value) for value in ("", "A-1", 7, True, [], [FINGERPRINT])),
     ("deviceFingerprint.unheardOf", {"unheardOf": 1}),
     ("deviceFingerprint.device_id", {"device_id": "A-1"}),
     *(("deviceFingerprint.deviceId", {"deviceId": value}) for value in [*NOT_TEXT, "x" * 256]),
@@ -102,9 +102,9 @@ def test_no_malformed_start_gets_through(client: FlaskClient, factory: Factory, 
     for case in START:
         field, body = case.values
         with subtests.test(case.id):
-            assert refusal(client.post(f"{API}/start", json=body, headers=headers)) == [field]
+            assert refusal(client.post(f"{SESSION}/start", json=body, headers=headers)) == [field]
     assert factory.count("after_hours_sessions") == 0
-    assert client.post(f"{API}/start", json=GOOD, headers=headers).status_code == 201
+    assert client.post(f"{SESSION}/start", json=GOOD, headers=headers).status_code == 201
 
 
 def test_no_malformed_extension_gets_through(client: FlaskClient, factory: Factory, subtests: Any) -> None:
@@ -114,7 +114,7 @@ def test_no_malformed_extension_gets_through(client: FlaskClient, factory: Facto
     for case in EXTEND:
         field, body = case.values
         with subtests.test(case.id):
-            assert refusal(client.post(f"{API}/extend", json=body, headers=bearer(member))) == [field]
+            assert refusal(client.post(f"{SESSION}/extend", json=body, headers=bearer(member))) == [field]
     assert factory.sessions(member) == before
 
 
@@ -122,13 +122,13 @@ def test_no_malformed_extension_gets_through(client: FlaskClient, factory: Facto
 def test_a_whole_number_may_be_written_with_a_point(client: FlaskClient, factory: Factory, numeral: str) -> None:
     headers = bearer(factory.member()) | {"Content-Type": "application/json"}
     body = json.dumps({**GOOD, "duration": 0}).replace('"duration": 0', f'"duration": {numeral}')
-    started = client.post(f"{API}/start", data=body, headers=headers)
+    started = client.post(f"{SESSION}/start", data=body, headers=headers)
     assert started.status_code == 201, started.text
     assert '"durationMinutes":15,' in started.text.replace(" ", "")
-    extended = client.post(f"{API}/extend", data=f'{{"additionalMinutes": {numeral}}}', headers=headers)
+    extended = client.post(f"{SESSION}/extend", data=f'{{"additionalMinutes": {numeral}}}', headers=headers)
     assert extended.status_code == 200, extended.text
     assert extended.json["session"]["extendedByMinutes"] == 15
-    refused = client.post(f"{API}/extend", data='{"additionalMinutes": 1e400}', headers=headers)
+    refused = client.post(f"{SESSION}/extend", data='{"additionalMinutes": 1e400}', headers=headers)
     assert refusal(refused) == ["additionalMinutes"]
 
 
@@ -155,7 +155,7 @@ def test_only_a_json_object_is_a_body(client: FlaskClient, factory: Factory, sub
     headers = bearer(factory.member())
     for data in NOT_AN_OBJECT:
         with subtests.test(ascii(data[:20])):
-            response = client.post(f"{API}/{route}", data=data, content_type="application/json", headers=headers)
+            response = client.post(f"{SESSION}/{route}", data=data, content_type="application/json", headers=headers)
             assert refusal(response) == ["body"]
 
 
@@ -164,20 +164,20 @@ def test_only_a_json_object_is_a_body(client: FlaskClient, factory: Factory, sub
 )
 def test_a_body_must_be_declared_as_json(client: FlaskClient, factory: Factory, content_type: str | None) -> None:
     headers = bearer(factory.member())
-    response = client.post(f"{API}/start", data=json.dumps(GOOD), content_type=content_type, headers=headers)
+    response = client.post(f"{SESSION}/start", data=json.dumps(GOOD), content_type=content_type, headers=headers)
     assert refusal(response) == ["body"]
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "APPLICATION/JSON"])
 def test_json_may_be_declared_with_a_charset(client: FlaskClient, factory: Factory, content_type: str) -> None:
     headers = bearer(factory.member())
-    response = client.post(f"{API}/start", data=json.dumps(GOOD), content_type=content_type, headers=headers)
+    response = client.post(f"{SESSION}/start", data=json.dumps(GOOD), content_type=content_type, headers=headers)
     assert response.status_code == 201
 
 
 def test_every_problem_is_named_at_once(client: FlaskClient, factory: Factory) -> None:
     body = {"duration": "15", "latitude": 91, "deviceFingerprint": {"platform": "windows", "deviceId": 7}, "more": 1}
-    response = client.post(f"{API}/start", json=body, headers=bearer(factory.member()))
+    response = client.post(f"{SESSION}/start", json=body, headers=bearer(factory.member()))
     assert sorted(refusal(response)) == [
         "deviceFingerprint.deviceId",
         "deviceFingerprint.platform",
@@ -189,13 +189,15 @@ def test_every_problem_is_named_at_once(client: FlaskClient, factory: Factory) -
 
 
 def test_the_query_string_is_no_body(client: FlaskClient, factory: Factory) -> None:
-    response = client.post(f"{API}/start", query_string=GOOD, json={}, headers=bearer(factory.member()))
+    response = client.post(f"{SESSION}/start", query_string=GOOD, json={}, headers=bearer(factory.member()))
     assert sorted(refusal(response)) == ["duration", "latitude", "longitude"]
 
 
 @given(data=st.binary(max_size=200))
 def test_noise_is_refused(client: FlaskClient, factory: Factory, data: bytes) -> None:
-    response = client.post(f"{API}/start", data=data, content_type="application/json", headers=bearer(factory.member()))
+    response = client.post(
+        f"{SESSION}/start", data=data, content_type="application/json", headers=bearer(factory.member())
+    )
     assert refusal(response)
 
 

@@ -1,6 +1,5 @@
 """Whose connections to the database are whose: each process has its own, and each goes back as it came."""
 
-import os
 import subprocess
 import sys
 
@@ -10,8 +9,10 @@ from sqlalchemy import text
 
 from afterhours_service.stores.connection import cursor
 from afterhours_service.stores.database import db
+from tests.client import status
 from tests.conftest import ROOT
-from tests.factories import SECRET, Factory, bearer
+from tests.factories import Factory
+from tests.processes import environ
 
 FORK = """
 import os
@@ -42,13 +43,7 @@ def test_a_forked_child_opens_connections_of_its_own(database_url: str, redis_ur
         [sys.executable, "-c", FORK],
         check=False,
         cwd=ROOT,
-        env={
-            "PATH": os.defpath,
-            "DATABASE_URL": database_url,
-            "REDIS_URL": redis_url,
-            "JWT_SECRET": SECRET,
-            "LOCATION_SECRET": SECRET[::-1],
-        },
+        env=environ(database_url, redis_url),
         capture_output=True,
         text=True,
         timeout=60,
@@ -64,7 +59,7 @@ def test_a_connection_goes_back_as_it_came(app: Flask, client: FlaskClient, fact
         with app.app_context(), cursor() as opened:
             opened.execute("SELECT 1")
 
-    for use in (lambda: client.get("/api/after-hours/session", headers=bearer(member)), in_a_job):
+    for use in (lambda: status(client, member), in_a_job):
         use()
         with app.app_context():
             assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]

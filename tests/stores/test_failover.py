@@ -22,12 +22,11 @@ from afterhours_service.sessions import service
 from afterhours_service.stores.database import db
 from afterhours_service.stores.redis import is_away, is_redis_away
 from afterhours_service.stores.statements import Statement
-from tests.factories import PLACE, Factory, bearer, scheduled
+from tests.client import API, start
+from tests.factories import Factory, bearer, scheduled
 from tests.outages import OwnValkey
-from tests.test_processes import Run, environment, eventually, has_ended
-
-START = "/api/after-hours/session/start"
-BODY: dict[str, Any] = {"duration": 15, **PLACE}
+from tests.processes import Processes, environ
+from tests.stopwatch import eventually
 
 
 class TestRedis:
@@ -82,12 +81,12 @@ class TestRedis:
         app = make_app()
         client = app.test_client()
         first, second, third = (factory.member() for _ in "123")
-        client.post(START, json=BODY, headers=bearer(first))
+        start(client, first)
         with fail_over() as new:
-            assert client.post(START, json=BODY, headers=bearer(second)).status_code == 201
+            assert start(client, second).status_code == 201
             with app.app_context():
                 eventually(lambda: not is_redis_away())
-            client.post(START, json=BODY, headers=bearer(third))
+            start(client, third)
             assert len(scheduled(new)) == 2
             assert client.get("/readyz").json["redis"] == "ok"
 
@@ -125,10 +124,10 @@ class TestRedis:
         database_url: str,
         tmp_path: Path,
     ) -> None:
-        processes = Run(tmp_path, environment(database_url, redis_url))
-        try:
-            worker = processes("worker")
-            processes("scheduler")
+        settings = environ(database_url, redis_url, AFTER_HOURS_MINUTE_SECONDS="1")
+        with Processes(tmp_path, settings) as run:
+            worker = run("worker")
+            run("scheduler")
             with Redis.from_url(old.url) as client:
                 eventually(lambda: Job.exists("after-hours-reconcile", client) and client.scard("rq:workers"))
             member = factory.member()
@@ -136,12 +135,10 @@ class TestRedis:
                 events.subscribe(CHANNEL)
                 factory.session(member, left=-5)
                 eventually(lambda: new.exists(LEASE) and new.scard("rq:workers"))
-                eventually(lambda: has_ended(factory, member))
+                eventually(lambda: factory.has_ended(member))
                 message = eventually(lambda: events.get_message(ignore_subscribe_messages=True, timeout=1))
             assert json.loads(message["data"])["targetUserId"] == member
             assert worker.output().count("redis away") <= 3  # it did not ask the old one until that hung up
-        finally:
-            processes.close()
 
 
 @pytest.mark.parametrize(
@@ -228,7 +225,7 @@ class TestPostgreSQL:
         with app.app_context():
             db.engine.dispose()
         for _ in "12":
-            answer = client.post(START, json=BODY, headers=bearer(members[0]))
+            answer = start(client, members[0])
             assert answer.status_code == 503
             assert answer.headers["Retry-After"]
         found = client.get("/readyz")
@@ -237,7 +234,7 @@ class TestPostgreSQL:
         read_only("off")
         assert client.get("/readyz").status_code == 200
         for member in members:
-            assert client.post(START, json=BODY, headers=bearer(member)).status_code == 201
+            assert start(client, member).status_code == 201
 
     @pytest.mark.parametrize("ask", ["start", "preferences", "readyz"], ids=["driver", "session", "readiness"])
     def test_connections_that_became_read_only_are_dropped(
@@ -251,14 +248,12 @@ class TestPostgreSQL:
                 driver.cursor().execute("SET default_transaction_read_only = on")
                 driver.commit()
                 driver.close()
-        path = {"start": START, "preferences": "/api/after-hours/preferences", "readyz": "/readyz"}[ask]
-        statuses = []
-        for _ in "123":
-            if ask == "readyz":
-                answer = client.get(path)
-            else:
-                answer = client.post(path, json=BODY if ask == "start" else {}, headers=bearer(member))
-            statuses.append(answer.status_code)
+        request: Callable[[], Any] = {
+            "start": lambda: start(client, member),
+            "preferences": lambda: client.post(f"{API}/preferences", json={}, headers=bearer(member)),
+            "readyz": lambda: client.get("/readyz"),
+        }[ask]
+        statuses = [request().status_code for _ in "123"]
         assert statuses == [503, *{"start": (201, 409), "preferences": (201, 409), "readyz": (200, 200)}[ask]]
 
     @pytest.mark.parametrize(
@@ -282,9 +277,9 @@ class TestPostgreSQL:
                 CREATE TRIGGER fail BEFORE INSERT ON after_hours_preferences FOR EACH ROW EXECUTE FUNCTION fail()"""
         )
         app.testing = False
-        client, headers = app.test_client(), bearer(factory.member())
-        assert client.post(START, json=BODY, headers=headers).status_code == status
-        assert client.post("/api/after-hours/preferences", json={}, headers=headers).status_code == status
+        client, member = app.test_client(), factory.member()
+        assert start(client, member).status_code == status
+        assert client.post(f"{API}/preferences", json={}, headers=bearer(member)).status_code == status
 
 
 def show(setting: str) -> Any:

@@ -21,12 +21,11 @@ from afterhours_service.stores.host import LOCK_SEED
 from afterhours_service.stores.objects import FolderStorage
 from afterhours_service.web import limits
 from afterhours_service.web.errors import CATALOGUE, AppError
-from tests.discovery.conftest import decline
+from tests.client import FINGERPRINT, PHOTO, SESSION, decline, end, extend, failure, start, status, upload
 from tests.factories import Factory, bearer, token
-from tests.sessions.test_life import API, WHOLE, end, extend, failure, start, status
+from tests.pictures import encode, plain
 
 HERE: dict[str, Any] = {"latitude": 48.87654321, "longitude": -2.34567891}
-PHOTO = "/api/after-hours/profile/photo"
 LOSE_THE_CONNECTION = """
     CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$;
@@ -49,28 +48,19 @@ def feature(method: Callable[..., Any], path: str, member: str) -> Any:
     return method(f"/api/after-hours/{path}", json={}, headers=bearer(member))
 
 
-def upload(client: FlaskClient, member: str, data: bytes) -> Any:
-    """Send a photo."""
-    body = b'--x\r\nContent-Disposition: form-data; name="photo"; filename="x"\r\n\r\n' + data + b"\r\n--x--\r\n"
-    return client.post(PHOTO, data=body, content_type="multipart/form-data; boundary=x", headers=bearer(member))
-
-
 def upload_to_nowhere(client: FlaskClient, member: str) -> Any:
     """Send a photo while the storage is a folder that cannot be."""
     nowhere = FolderStorage(Path("/dev/null/photos"), b"secret", "http://localhost/photos")
     client.application.extensions["after_hours_storage"] = nowhere
-    png = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(png, "PNG")
-    return upload(client, member, png.getvalue())
+    return upload(client, member, plain())
 
 
 def upload_what_is_banned(client: FlaskClient, factory: Factory) -> Any:
     """Send a photo that the host has banned."""
     factory.execute("CREATE TABLE banned_photo_hashes (photo_hash varchar(16))")
-    png = io.BytesIO()
-    Image.radial_gradient("L").save(png, "PNG")
-    factory.execute("INSERT INTO banned_photo_hashes VALUES (%s)", process(png.getvalue()).phash)
-    return upload(client, factory.member(), png.getvalue())
+    png = encode(Image.radial_gradient("L"), "PNG")
+    factory.execute("INSERT INTO banned_photo_hashes VALUES (%s)", process(png).phash)
+    return upload(client, factory.member(), png)
 
 
 def create_during_an_erasure(client: FlaskClient, factory: Factory) -> Any:
@@ -90,13 +80,13 @@ def ask_again_and_again(client: FlaskClient, member: str) -> Any:
     limited = replace(app.extensions["after_hours_settings"], ratelimit_enabled=True, ratelimit_default="1 per hour")
     app.extensions["after_hours_settings"] = limited
     limits.init_app(app, limited)
-    return [client.get(API, headers=bearer(member)) for _ in "12"][1]
+    return [client.get(SESSION, headers=bearer(member)) for _ in "12"][1]
 
 
 REACHED_BY: dict[str, Callable[[FlaskClient, Factory], Any]] = {
-    "AUTH_REQUIRED": lambda client, _: client.get(API),
-    "TOKEN_EXPIRED": lambda client, _: client.get(API, headers={"Authorization": f"Bearer {token('m', -1)}"}),
-    "TOKEN_INVALID": lambda client, _: client.get(API, headers={"Authorization": "Bearer garbage"}),
+    "AUTH_REQUIRED": lambda client, _: client.get(SESSION),
+    "TOKEN_EXPIRED": lambda client, _: client.get(SESSION, headers={"Authorization": f"Bearer {token('m', -1)}"}),
+    "TOKEN_INVALID": lambda client, _: client.get(SESSION, headers={"Authorization": "Bearer garbage"}),
     "PREMIUM_REQUIRED": lambda client, factory: status(client, factory.member(premium=False)),
     "VERIFICATION_REQUIRED": lambda client, factory: status(client, factory.member(verified=False)),
     "CONSENT_REQUIRED": lambda client, factory: status(client, factory.member(consent=False)),
@@ -124,7 +114,7 @@ REACHED_BY: dict[str, Callable[[FlaskClient, Factory], Any]] = {
     "STORAGE_UNAVAILABLE": lambda client, factory: upload_to_nowhere(client, factory.member()),
     "RATE_LIMITED": lambda client, factory: ask_again_and_again(client, factory.member()),
     "NOT_FOUND": lambda client, _: client.get("/nowhere"),
-    "METHOD_NOT_ALLOWED": lambda client, _: client.get(f"{API}/start"),
+    "METHOD_NOT_ALLOWED": lambda client, _: client.get(f"{SESSION}/start"),
     "PAYLOAD_TOO_LARGE": lambda client, factory: start(client, factory.member(), more="x" * 70_000),
     "BAD_REQUEST": lambda client, _: client.get("/healthz", headers={"Host": "x" * 64}),
     "INTERNAL_ERROR": after("DROP TABLE after_hours_sessions CASCADE", start),
@@ -194,9 +184,9 @@ def test_each_failure_can_be_met_and_comes_in_the_envelope(
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("GET", f"{API}/start", {"POST", "OPTIONS"}),
-        ("PUT", f"{API}/end", {"POST", "OPTIONS"}),
-        ("DELETE", API, {"GET", "HEAD", "OPTIONS"}),
+        ("GET", f"{SESSION}/start", {"POST", "OPTIONS"}),
+        ("PUT", f"{SESSION}/end", {"POST", "OPTIONS"}),
+        ("DELETE", SESSION, {"GET", "HEAD", "OPTIONS"}),
         ("POST", "/healthz", {"GET", "HEAD", "OPTIONS"}),
         ("TRACE", "/readyz", {"GET", "HEAD", "OPTIONS"}),
     ],
@@ -210,7 +200,7 @@ def test_a_refused_method_names_those_that_are_allowed(
 
 
 @pytest.mark.parametrize(
-    "path", ["/", f"{API}/", f"{API}/nothing", "/api/after-hours", "/api/after-hours/%00", "/static/x", "/%ff"]
+    "path", ["/", f"{SESSION}/", f"{SESSION}/nothing", "/api/after-hours", "/api/after-hours/%00", "/static/x", "/%ff"]
 )
 def test_nothing_is_found_nowhere(client: FlaskClient, path: str) -> None:
     assert failure(client.get(path)) == (404, "NOT_FOUND")
@@ -218,8 +208,8 @@ def test_nothing_is_found_nowhere(client: FlaskClient, path: str) -> None:
 
 def test_head_and_options_are_gated_too_and_answer_without_a_body(client: FlaskClient, factory: Factory) -> None:
     headers = bearer(factory.member())
-    assert (client.head(API).status_code, client.options(API).status_code) == (401, 401)
-    head, options = client.head(API, headers=headers), client.options(API, headers=headers)
+    assert (client.head(SESSION).status_code, client.options(SESSION).status_code) == (401, 401)
+    head, options = client.head(SESSION, headers=headers), client.options(SESSION, headers=headers)
     assert (head.status_code, head.data, head.is_json) == (200, b"", True)
     assert (options.status_code, options.data) == (200, b"")
     assert set(options.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
@@ -284,7 +274,7 @@ def test_no_coordinate_is_told_whatever_happens(
     client = in_earnest
     responses = [
         start(client, member, **HERE),
-        start(client, member, **HERE, deviceFingerprint=WHOLE),
+        start(client, member, **HERE, deviceFingerprint=FINGERPRINT),
         start(client, member, **HERE, unknown=HERE),
         start(client, member, **HERE | {"latitude": "48.87654321"}),
         start(client, member, **HERE | {"latitude": 248.87654321, "longitude": 342.34567891}),

@@ -8,13 +8,10 @@ import hmac
 import json
 import time
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import given
@@ -22,27 +19,14 @@ from hypothesis import strategies as st
 
 from afterhours_service.web import errors
 from afterhours_service.web.gate import member_of
+from tests.client import SESSION
 from tests.conftest import make_settings
 from tests.factories import SECRET, Factory, bearer, token
+from tests.keys import ec_key, pem, rsa_key
 from tests.wire import Wire
 
-STATUS = "/api/after-hours/session"
 HS256 = make_settings("postgresql://nowhere/none", "redis://localhost")
 NEXT_YEAR = int(time.time()) + 365 * 86400
-
-
-@cache
-def rsa_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(65537, 2048)
-
-
-@cache
-def ec_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def pem(key: PublicKeyTypes) -> str:
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def forge(
@@ -61,7 +45,7 @@ def forge(
 
 
 def ask(client: FlaskClient, headers: dict[str, str] | None = None) -> Any:
-    return client.get(STATUS, headers=headers)
+    return client.get(SESSION, headers=headers)
 
 
 def claims(**others: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from werkzeug.datastructures import Headers
 
 from afterhours_service.config import S3Settings, Settings
 from afterhours_service.web.headers import HEADERS
+from tests.client import SESSION, end, extend, failure, start, status
 from tests.factories import PLACE, Factory, bearer, token
-from tests.sessions.test_life import API, end, extend, failure, start, status
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = "https://app.example.com"
@@ -29,7 +29,7 @@ def cors(headers: Headers) -> list[str]:
     return [name for name, _ in headers if name.startswith("Access-Control")]
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/nowhere", API, f"{API}/start", "/photos/none.jpg"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/nowhere", SESSION, f"{SESSION}/start", "/photos/none.jpg"])
 def test_every_answer_has_its_headers(client: FlaskClient, path: str) -> None:
     headers = client.get(path).headers
     assert HEADERS.items() <= dict(headers).items()
@@ -38,7 +38,7 @@ def test_every_answer_has_its_headers(client: FlaskClient, path: str) -> None:
 
 
 def test_personal_data_is_not_stored_on_the_way(client: FlaskClient, factory: Factory) -> None:
-    for path in (API, "/api/after-hours/profile", "/api/after-hours/preferences"):
+    for path in (SESSION, "/api/after-hours/profile", "/api/after-hours/preferences"):
         response = client.get(path, headers=bearer(factory.member()))
         assert (response.headers["Cache-Control"], response.mimetype) == ("no-store", "application/json")
 
@@ -69,22 +69,22 @@ def test_the_description_and_its_page_are_there_when_asked_for(
 
 
 def test_no_page_of_another_origin_may_ask_by_default(client: FlaskClient, factory: Factory) -> None:
-    response = client.options(f"{API}/start", headers=PREFLIGHT)
+    response = client.options(f"{SESSION}/start", headers=PREFLIGHT)
     assert failure(response) == (401, "AUTH_REQUIRED")
-    answered = client.get(API, headers={**bearer(factory.member()), "Origin": PAGE})
+    answered = client.get(SESSION, headers={**bearer(factory.member()), "Origin": PAGE})
     for headers in (response.headers, answered.headers):
         assert not cors(headers)
 
 
 def test_a_page_of_an_allowed_origin_may_ask(make_app: Callable[..., Flask], factory: Factory) -> None:
     client = make_app(cors_origins=(PAGE,)).test_client()
-    preflight = client.options(f"{API}/start", headers=PREFLIGHT)
+    preflight = client.options(f"{SESSION}/start", headers=PREFLIGHT)
     assert (preflight.status_code, preflight.data) == (204, b"")
     assert preflight.headers["Access-Control-Allow-Origin"] == PAGE
     assert "Authorization" in preflight.headers["Access-Control-Allow-Headers"]
     assert "PATCH" in preflight.headers["Access-Control-Allow-Methods"]
     for headers in (bearer(factory.member()), {}):  # a refusal must be readable, too
-        answer = client.get(API, headers={**headers, "Origin": PAGE})
+        answer = client.get(SESSION, headers={**headers, "Origin": PAGE})
         assert answer.headers["Access-Control-Allow-Origin"] == PAGE
         assert "Origin" in answer.vary
         assert "Access-Control-Allow-Credentials" not in answer.headers
@@ -104,8 +104,8 @@ def test_a_page_of_an_allowed_origin_may_ask(make_app: Callable[..., Flask], fac
 )
 def test_no_other_origin_may_ask(make_app: Callable[..., Flask], factory: Factory, origin: str) -> None:
     client = make_app(cors_origins=(PAGE,)).test_client()
-    assert client.options(f"{API}/start", headers=PREFLIGHT | {"Origin": origin}).status_code == 401
-    answer = client.get(API, headers={**bearer(factory.member()), "Origin": origin})
+    assert client.options(f"{SESSION}/start", headers=PREFLIGHT | {"Origin": origin}).status_code == 401
+    answer = client.get(SESSION, headers={**bearer(factory.member()), "Origin": origin})
     assert not cors(answer.headers)
     assert "Origin" in answer.vary  # what a cache holds for one is not for another
 
@@ -115,7 +115,7 @@ def test_an_allowed_preflight_is_no_way_around_the_gate(make_app: Callable[..., 
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"):
         response = client.open("/api/after-hours/preferences", method=method, headers=PREFLIGHT)
         assert response.status_code in {401, 405}
-    assert client.options(API, headers={"Origin": PAGE}).status_code == 401  # no preflight
+    assert client.options(SESSION, headers={"Origin": PAGE}).status_code == 401  # no preflight
 
 
 @pytest.mark.parametrize("path", ["/session/start", "/session/extend", "/profile", "/preferences"])
@@ -197,7 +197,7 @@ def test_no_token_is_logged_whatever_becomes_of_it(app: Flask, factory: Factory)
     ]
     try:
         for bad in tokens:
-            client.get(API, headers={"Authorization": f"Bearer {bad}"})
+            client.get(SESSION, headers={"Authorization": f"Bearer {bad}"})
         factory.execute("DROP TABLE after_hours_sessions CASCADE")
         assert [
             start(client, member).status_code,
@@ -222,4 +222,4 @@ def test_every_test_that_the_security_page_names_exists() -> None:
     assert len(named) >= 15
     missing = [(path, name) for path, name in named if f"def {name}(" not in (ROOT / path).read_text()]
     assert missing == []
-    assert {f"API{number}" for number in range(1, 11)} <= set(re.findall(r"API\d+", page))
+    assert {f"SESSION{number}" for number in range(1, 11)} <= set(re.findall(r"SESSION\d+", page))

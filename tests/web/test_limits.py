@@ -8,11 +8,10 @@ from redis import Redis
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
+from tests.client import API, PHOTO, SESSION, status
 from tests.conftest import make_settings
 from tests.factories import Factory, bearer
 from tests.stopwatch import Stopwatch
-
-API = "/api/after-hours"
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def test_a_member_who_asks_too_often_is_told_when_to_come_back(app: Flask, facto
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert answers[3].json["code"] == "RATE_LIMITED"
     assert 1 <= int(answers[3].headers["Retry-After"]) <= 3600
-    assert client.get(f"{API}/session", headers=bearer(other)).status_code == 200
+    assert status(client, other).status_code == 200
     assert client.get("/healthz").status_code == 200
 
 
@@ -49,15 +48,15 @@ def test_leaving_is_not_limited_by_what_was_asked_before(app: Flask, factory: Fa
     factory.session(member)
     headers = bearer(member)
     for _ in range(4):
-        asked = client.get(f"{API}/session", headers=headers)
-        client.post(f"{API}/profile/photo", headers=headers)
+        asked = status(client, member)
+        client.post(PHOTO, headers=headers)
     assert asked.status_code == 429
     for method, path, body in LEAVING:
         for _ in range(2):  # nor by one another: there are more of them than the member's limit
             answer = client.open(f"{API}/{path}", method=method, json=body, headers=headers)
             assert answer.status_code in {200, 404}, (path, answer.json)
     assert not factory.sessions(member)
-    assert client.get(f"{API}/session", headers=headers).status_code == 429
+    assert status(client, member).status_code == 429
 
 
 @pytest.mark.parametrize(("method", "path", "body"), LEAVING)
@@ -84,14 +83,14 @@ def test_each_way_of_leaving_has_a_limit_of_its_own(
 
 def test_photos_have_a_limit_of_their_own(app: Flask, factory: Factory) -> None:
     client, member = app.test_client(), factory.member()
-    answers = [client.post(f"{API}/profile/photo", headers=bearer(member)) for _ in range(3)]
+    answers = [client.post(PHOTO, headers=bearer(member)) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [400, 400, 429]
     assert int(answers[2].headers["Retry-After"]) > 60
 
 
 def test_a_bad_token_is_refused_as_ever(app: Flask) -> None:
     for _ in range(5):
-        assert app.test_client().get(f"{API}/session").json["code"] == "AUTH_REQUIRED"
+        assert app.test_client().get(SESSION).json["code"] == "AUTH_REQUIRED"
 
 
 def test_a_member_leaves_while_redis_is_away(app_without_redis: Flask, factory: Factory) -> None:
@@ -117,6 +116,6 @@ def test_requests_pass_while_redis_away(
 ) -> None:
     client, member = app_without_redis.test_client(), factory.member()
     with Stopwatch() as took:
-        assert {client.get(f"{API}/session", headers=bearer(member)).status_code for _ in range(20)} == {200}
+        assert {status(client, member).status_code for _ in range(20)} == {200}
     assert took.seconds < 2
     assert caplog.text.count("redis away") == 1

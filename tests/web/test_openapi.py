@@ -23,7 +23,7 @@ from afterhours_service.web import gate
 from afterhours_service.web.errors import CATALOGUE
 from dev import openapi
 from tests.factories import PLACE, Factory, bearer, token
-from tests.profiles.test_imaging import encode, quarters
+from tests.pictures import encode, quarters
 
 DESCRIPTION = json.loads(openapi.PATH.read_text())
 OPERATIONS = {
