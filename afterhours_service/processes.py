@@ -1,13 +1,23 @@
-"""The processes beside the API, as commands: `after-hours-worker [QUEUE…]` and `after-hours-scheduler`."""
+"""The processes beside the API: `after-hours-worker [QUEUE…]`, `after-hours-scheduler`, and the periodic jobs."""
 
 import argparse
 
 from afterhours_service import create_app
+from afterhours_service.cleanup import jobs as cleanup
 from afterhours_service.config import Settings
 from afterhours_service.jobs.jobs import QUEUES
-from afterhours_service.jobs.scheduler import run_scheduler
+from afterhours_service.jobs.scheduler import Periodic, run_scheduler
 from afterhours_service.jobs.worker import run_worker
-from afterhours_service.periodic import periodic_jobs
+from afterhours_service.sessions import jobs as sessions
+
+
+def periodic_jobs(settings: Settings) -> tuple[Periodic, ...]:
+    """Return the periodic jobs. Their ids are fixed: the scheduler finds them in Redis by id."""
+    return (
+        Periodic("after-hours-reconcile", sessions.reconcile, seconds=60),
+        Periodic("after-hours-cleanup", cleanup.cleanup, cron=settings.cleanup_cron),
+        Periodic("after-hours-cleanup-resume", cleanup.resume, seconds=30),
+    )
 
 
 def worker() -> None:

@@ -20,7 +20,7 @@ from afterhours_service.config import Settings
 from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE
 from afterhours_service.jobs.runs import Run, recorded_runs
 from afterhours_service.jobs.worker import Worker
-from afterhours_service.periodic import periodic_jobs
+from afterhours_service.processes import periodic_jobs
 from afterhours_service.stores.database import db
 from tests.factories import Factory
 from tests.processes import Processes, environ

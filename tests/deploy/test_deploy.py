@@ -29,7 +29,7 @@ from afterhours_service.jobs.jobs import QUEUES
 from afterhours_service.jobs.scheduler import Scheduler
 from afterhours_service.jobs.timers import SCHEDULED
 from afterhours_service.jobs.worker import Worker
-from afterhours_service.periodic import periodic_jobs
+from afterhours_service.processes import periodic_jobs
 from afterhours_service.stores.database import db
 from tests.conftest import ROOT, make_settings
 from tests.factories import PLACE, Factory, bearer
