@@ -13,7 +13,7 @@ members = AppGroup("members", help="Export or erase a member's data on request."
 @members.command("export")
 @console.member
 def export_member(user: str) -> None:
-    """Write everything that is held on USER, as JSON."""
+    """Write all data that is held on USER, as JSON."""
     _check_known(user)
     for piece in service.export(user):
         click.echo(piece, nl=False)
@@ -24,7 +24,7 @@ def export_member(user: str) -> None:
 @console.member
 @console.yes
 def erase_member(user: str, yes: bool) -> None:
-    """Erase everything that is held on USER, photos too, and end their session; the host's rows stay."""
+    """Erase all data that is held on USER, photos too, and end their session; the host's rows stay."""
     _check_known(user)
     if not yes:
         console.confirm(f"Erase everything that After Hours holds on {user}? This cannot be undone.")

@@ -10,14 +10,14 @@ from afterhours_service.web import errors
 from afterhours_service.web.gate import current_member_id
 from afterhours_service.web.schemas import Blueprint
 
-blueprint = Blueprint("rights", __name__, description="Consent, a copy of one's data, its erasure")
+blueprint = Blueprint("rights", __name__, description="Consent, data export, erasure")
 
 
 @blueprint.route("/consent")
 @blueprint.response(200, schemas.ConsentResponse)
 @blueprint.fails(errors.VerificationRequired)
 def get_consent() -> dict[str, Any]:
-    """Tell whether one consents to After Hours."""
+    """Return the member's consent to After Hours."""
     return {"consent": service.get_consent(current_member_id())}
 
 
@@ -26,16 +26,16 @@ def get_consent() -> dict[str, Any]:
 @blueprint.response(200, schemas.ConsentResponse)
 @blueprint.fails(errors.VerificationRequired)
 def put_consent(body: dict[str, Any]) -> dict[str, Any]:
-    """Grant consent, or withdraw it: that ends one's session at once."""
+    """Grant or withdraw consent; a withdrawal ends the session at once."""
     return {"consent": service.set_consent(current_member_id(), body["granted"])}
 
 
 @blueprint.route("/me/export")
 @blueprint.response(200, schemas.ExportResponse)
 def export_me() -> Response:
-    """Return everything that is held on oneself."""
+    """Return all data that is held on the member."""
     pieces = service.export(current_member_id())
-    # What fails before the first piece is a failure as any other. After it the answer breaks off, and is no JSON.
+    # A failure before the first piece gets an error response; after it the body breaks off, and is not valid JSON.
     first = next(pieces)
     return Response(chain(['{"success": true, "data": ', first], pieces, ["}\n"]), mimetype="application/json")
 
@@ -43,6 +43,6 @@ def export_me() -> Response:
 @blueprint.route("/me", methods=["DELETE"])
 @blueprint.response(200, schemas.ErasedResponse)
 def erase_me() -> dict[str, Any]:
-    """Erase everything that is held on oneself, photos too; one's session ends."""
+    """Erase all data that is held on the member, photos too, and end their session."""
     service.erase(current_member_id())
     return {"message": "Your After Hours data is erased."}

@@ -19,7 +19,7 @@ class StrictBoolean(fields.Boolean):
 
 
 class GrantSchema(CamelCaseSchema):
-    """A member's word on After Hours."""
+    """A member's consent to After Hours, or its withdrawal."""
 
     granted = StrictBoolean(required=True)
 
@@ -32,7 +32,7 @@ class ConsentSchema(CamelCaseSchema):
 
 
 class ExportedProfileSchema(CamelCaseSchema):
-    """The After Hours profile; the photo's addresses are good for a while."""
+    """The After Hours profile; the photo's addresses expire."""
 
     photo_url = fields.String(allow_none=True)
     thumbnail_url = fields.String(allow_none=True)
@@ -86,7 +86,7 @@ class ExportedSessionSchema(CamelCaseSchema):
 
 
 class ExportedDeclineSchema(CamelCaseSchema):
-    """A member whom one did not want to see."""
+    """A member who was declined."""
 
     id = fields.UUID()
     declined_user_id = fields.String()
@@ -109,7 +109,7 @@ class ExportedDeviceSchema(CamelCaseSchema):
 
 
 class ExportedExpirySchema(CamelCaseSchema):
-    """A session that ran out, and when the event that says so is published again if nobody has."""
+    """An expired session whose event is still pending, and when publishing it is retried."""
 
     session_id = fields.UUID()
     publish_at = UtcDateTime()

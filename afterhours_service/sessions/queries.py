@@ -320,7 +320,7 @@ def _start() -> Any:
 _START: Statement[Any] = Statement(_start(), _session_and("what"))
 
 
-# With the commit in one round trip. The savepoint tells whether it was the fingerprint that failed.
+# The COMMIT goes in the same round trip. The savepoint keeps the start if the fingerprint alone fails.
 _STORE_DEVICE_AND_COMMIT: Statement[Any] = Statement(
     insert(DeviceFingerprint)
     .inline()

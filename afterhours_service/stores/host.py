@@ -89,7 +89,7 @@ class Standing(NamedTuple):
 
 
 _MEMBER: BindParameter[str] = bindparam("member_id")
-_NOBODY = select(literal_column("1")).subquery("nobody")  # there is one row, whoever asks
+_NOBODY = select(literal_column("1")).subquery("nobody")  # one row, even for an unknown member
 _STANDING = Statement(
     select(
         exists(
