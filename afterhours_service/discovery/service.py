@@ -79,7 +79,7 @@ def decline(member_id: str, other_id: str) -> None:
     me = _asker(member_id)
     if queries.has_declined(me, other_id):
         return
-    if not queries.is_seen(me, other_id, _lead()):
+    if not queries.is_visible(me, other_id, _lead()):
         raise errors.MemberNotFound
     try:
         mine = queries.decline(me, other_id)
@@ -104,7 +104,7 @@ def _asker(member_id: str) -> Asker:
     me = queries.asker(member_id)
     if me is None:
         raise errors.SessionRequired
-    if me.stale:
+    if me.is_stale:
         queries.renew_key(member_id)
     return me
 

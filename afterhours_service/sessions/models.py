@@ -1,19 +1,21 @@
 """The tables of sessions and of the devices they were started from."""
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     ForeignKey,
     Identity,
     Index,
     Numeric,
     String,
     Uuid,
+    and_,
     func,
     text,
 )
@@ -37,9 +39,13 @@ class Cube(UserDefinedType[str]):
 
 ischema_names["cube"] = Cube  # so that a migration's check knows it
 
+# The database's clocks, by which sessions are active or not. Never now(), which is when the transaction began.
+CLOCK_NOW = func.clock_timestamp(type_=Timestamp)  # where a row lock may be waited for: it is read after the wait
+STATEMENT_NOW = func.statement_timestamp(type_=Timestamp)  # where an index is used: it stays the same in a statement
+
 LATITUDE = Numeric(10, 8)
 LONGITUDE = Numeric(11, 8)
-# The cell of 25 km that a key lies in, as a number: it keeps together in the index what is together in the world.
+# The 25 km cell that a key lies in, as a number: neighbours in the world are neighbours in the index.
 CELL = text(
     "cube(1048576 * floor(cube_ll_coord(discovery_key, 3) / 25000)"
     " + 1024 * floor(cube_ll_coord(discovery_key, 2) / 25000) + floor(cube_ll_coord(discovery_key, 1) / 25000))"
@@ -49,7 +55,8 @@ CELL = text(
 class AfterHoursSession(Base):
     """A member's presence at one place, from `started_at` until `expires_at`, or until they end it.
 
-    Active means `ended_at IS NULL AND expires_at > now()`. A session that ran out has `ended_at = expires_at`.
+    A session that expired has `ended_at = expires_at`. What active, overdue and discoverable mean is defined here, and
+    only here. Each of the three takes the clock: CLOCK_NOW or STATEMENT_NOW.
     """
 
     __tablename__ = "after_hours_sessions"
@@ -59,19 +66,6 @@ class AfterHoursSession(Base):
         CheckConstraint(
             "fuzzed_latitude BETWEEN -90 AND 90 AND fuzzed_longitude BETWEEN -180 AND 180", "fuzzed_location"
         ),
-        Index(
-            "idx_after_hours_sessions_active_user", "user_id", unique=True, postgresql_where=text("ended_at IS NULL")
-        ),
-        Index("idx_after_hours_sessions_user_started", "user_id", "started_at"),
-        Index(
-            "idx_after_hours_sessions_nearest",
-            CELL,
-            "discovery_key",
-            postgresql_using="gist",
-            postgresql_where=text("ended_at IS NULL"),
-        ),
-        Index("idx_after_hours_sessions_expires", "expires_at", postgresql_where=text("ended_at IS NULL")),
-        Index("idx_after_hours_sessions_ended", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -95,18 +89,56 @@ class AfterHoursSession(Base):
     discovery_key: Mapped[str | None] = mapped_column(Cube)
     discovery_wish: Mapped[str | None] = mapped_column(Cube)
 
+    @classmethod
+    def unended(cls) -> ColumnElement[bool]:
+        """Select sessions that nobody has ended: active and overdue ones."""
+        return cls.ended_at.is_(None)
+
+    @classmethod
+    def active(cls, now: ColumnElement[datetime]) -> ColumnElement[bool]:
+        """Select sessions that are going on."""
+        return and_(cls.unended(), cls.expires_at > now)
+
+    @classmethod
+    def overdue(cls, now: ColumnElement[datetime]) -> ColumnElement[bool]:
+        """Select sessions that have expired, and that nobody has ended yet."""
+        return and_(cls.unended(), cls.expires_at <= now)
+
+    @classmethod
+    def discoverable(cls, now: ColumnElement[datetime], lead: ColumnElement[timedelta]) -> ColumnElement[bool]:
+        """Select sessions that are shown to others: active ones with at least `lead` left."""
+        return and_(cls.unended(), cls.expires_at >= now + lead)
+
     def __repr__(self) -> str:
         return f"<AfterHoursSession {self.id}>"  # and never where
 
 
-class UntoldExpiries(Base):
-    """Sessions that ran out together, from their end until it is published; after `tell_at` anyone may publish it."""
+Index(
+    "idx_after_hours_sessions_active_user",
+    AfterHoursSession.user_id,
+    unique=True,
+    postgresql_where=AfterHoursSession.unended(),
+)
+Index("idx_after_hours_sessions_user_started", AfterHoursSession.user_id, AfterHoursSession.started_at)
+Index(
+    "idx_after_hours_sessions_nearest",
+    CELL,
+    AfterHoursSession.discovery_key,
+    postgresql_using="gist",
+    postgresql_where=AfterHoursSession.unended(),
+)
+Index("idx_after_hours_sessions_expires", AfterHoursSession.expires_at, postgresql_where=AfterHoursSession.unended())
+Index("idx_after_hours_sessions_ended", AfterHoursSession.ended_at, postgresql_where=~AfterHoursSession.unended())
+
+
+class ExpiryOutbox(Base):
+    """Sessions that expired together, until their expiry is published; from `publish_at` on anyone may publish it."""
 
     __tablename__ = "after_hours_untold"
     __table_args__ = (Index("idx_after_hours_untold_tell", "tell_at"),)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    tell_at: Mapped[datetime] = mapped_column(Timestamp)
+    publish_at: Mapped[datetime] = mapped_column("tell_at", Timestamp)
     session_ids: Mapped[list[uuid.UUID]] = mapped_column(ARRAY(Uuid))
 
 
