@@ -226,7 +226,7 @@ def _explain(member: str) -> None:
         assert me
         page = copy(queries._PAGE)  # noqa: SLF001
         page._before += " EXPLAIN (ANALYZE, BUFFERS)"  # noqa: SLF001
-        page._make = tuple  # noqa: SLF001
+        page._make = tuple
         for _ in range(2):  # the first time also plans
             plan, _ = page.run(**queries._parameters(me, LEAD), limit=PAGE)  # noqa: SLF001
         print(*(line for (line,) in plan), sep="\n")

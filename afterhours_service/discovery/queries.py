@@ -27,6 +27,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     tuple_,
     update,
 )
@@ -166,7 +167,7 @@ def _in_force() -> ColumnElement[bool]:
         .scalar_subquery()
     )
     return ~(
-        select(later.id)
+        select(true())
         .where(later.user_id == _Decline.user_id, later.started_at > since)
         .order_by(later.started_at)  # makes the planner use the index, however many sessions there are
         .offset(rules.MEMORY_SESSIONS)
@@ -204,11 +205,9 @@ def _select_fitting(*conditions: ColumnElement[bool], nearest_first: bool = Fals
     found = (scan.order_by(metres) if nearest_first else scan).subquery("found")
     pair = [_MEMBER, found.c.user_id]
     # Scalar subqueries, not joins: one index lookup each for the pair, however many members have blocked me.
-    block = select(Block.id).where(Block.user_id.in_(pair), Block.blocked_user_id.in_(pair)).limit(_ONE)
+    block = select(true()).where(Block.user_id.in_(pair), Block.blocked_user_id.in_(pair)).limit(_ONE)
     decline = (
-        select(_Decline.id)
-        .where(_Decline.user_id.in_(pair), _Decline.declined_user_id.in_(pair), _in_force())
-        .limit(_ONE)
+        select(true()).where(_Decline.user_id.in_(pair), _Decline.declined_user_id.in_(pair), _in_force()).limit(_ONE)
     )
     return (
         select(

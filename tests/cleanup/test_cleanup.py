@@ -21,7 +21,7 @@ from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE
 from afterhours_service.jobs.runs import Run, recorded_runs
 from afterhours_service.jobs.worker import Worker
 from afterhours_service.processes import periodic_jobs
-from afterhours_service.stores.database import db
+from afterhours_service.stores.statements import Statement
 from tests import test_processes as processes
 from tests.factories import Factory
 from tests.stopwatch import Stopwatch
@@ -267,7 +267,7 @@ def test_a_step_that_fails_does_not_skip_the_later_ones(
     def failing(round_: service.Round, end: float | None) -> tuple[int, bool]:
         if round_.step == step:
             factory.execute("SELECT 1")
-            db.session.execute(text("SELECT 1 / 0"))
+            Statement(text("SELECT 1 / 0")).run()
         return work(round_, end)
 
     monkeypatch.setattr(service, "_work", failing)
