@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from afterhours_service.blueprint import after_hours
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
-from afterhours_service.monitoring import health, status
+from afterhours_service.monitoring import health, prometheus
 from afterhours_service.stores import objects, redis
 from afterhours_service.stores.connection import give_back
 from afterhours_service.stores.database import (
@@ -84,7 +84,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     for described in (after_hours, health.blueprint):
         (api if settings.api_docs else app).register_blueprint(described)  # to describe it takes longer than the rest
     app.register_blueprint(photo_links.blueprint)
-    app.register_blueprint(status.blueprint)
+    app.register_blueprint(prometheus.blueprint)
     app.cli.add_command(commands)
     errors.init_app(app)  # after flask-smorest, whose own handler drops headers
     _dispose_in_children(app)

@@ -224,7 +224,8 @@ def _explain(member: str) -> None:
             _execute(CHANGE.format(wish), id=member)
         me = queries.asker(member)
         assert me
-        page = copy(queries._PAGE)  # noqa: SLF001
+        queries.page(me, PAGE, LEAD)  # prepares it
+        page: Any = copy(queries._PAGE)  # noqa: SLF001
         page._before += " EXPLAIN (ANALYZE, BUFFERS)"  # noqa: SLF001
         page._make = tuple
         for _ in range(2):  # the first time also plans

@@ -105,9 +105,11 @@ class _Statements:
         after = tuple_(*(bindparam(f"after{number}") for number, _ in enumerate(step.order)))
         given = key == any_(bindparam("keys", type_=ARRAY(key.type)))
         unlocked = select(key).where(step.condition, given).with_for_update(skip_locked=True).scalar_subquery()
-        self.find = Statement(page, before=_BEFORE)
-        self.find_after = Statement(page.where(tuple_(*step.order) > after), before=_BEFORE)
-        self.delete = Statement(delete(key.class_).where(key == any_(func.array(unlocked))), before=_BEFORE)
+        self.find: Statement[Any] = Statement(page, before=_BEFORE)
+        self.find_after: Statement[Any] = Statement(page.where(tuple_(*step.order) > after), before=_BEFORE)
+        self.delete: Statement[Any] = Statement(
+            delete(key.class_).where(key == any_(func.array(unlocked))), before=_BEFORE
+        )
 
 
 def _count(rows: Select[Any] | CompoundSelect[Any]) -> Statement[Any]:
@@ -127,8 +129,10 @@ def _counts(sessions: ColumnElement[bool]) -> dict[str, Statement[Any]]:
     }
 
 
-_LOCK = Statement(select(func.pg_try_advisory_xact_lock(_LOCK_KEY)), before="SET LOCAL lock_timeout = '200ms';")
-_HAS_MATCHES = Statement(select(func.to_regclass(_matches.name).is_not(None)))
+_LOCK: Statement[Any] = Statement(
+    select(func.pg_try_advisory_xact_lock(_LOCK_KEY)), before="SET LOCAL lock_timeout = '200ms';"
+)
+_HAS_MATCHES: Statement[Any] = Statement(select(func.to_regclass(_matches.name).is_not(None)))
 _STATEMENTS = {step: _Statements(found) for step, found in STEPS.items()}
 _COUNTS = _counts(and_(_old_once_ended, _needed_by_no_decline))
 # Where the Node service has its table of matches.

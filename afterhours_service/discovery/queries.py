@@ -1,7 +1,7 @@
 """Reads and writes of discovery: who is near and fits, and declines.
 
-A member's session carries two cubes, which triggers maintain: `discovery_key` says where and who they are, and is in the
-index; `discovery_wish` says whom they are looking for, and how far away. docs/discovery.md explains both.
+A member's session carries two cubes, which triggers maintain: `discovery_key` says where and who they are, and is
+indexed; `discovery_wish` says whom they are looking for, and how far away. docs/discovery.md explains both.
 
 The schema of the extension `cube` need not be on the search_path: statements call SQL functions of ours instead of its
 functions and operators, and the planner inlines them.
@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Interval,
     Select,
@@ -101,8 +102,9 @@ class Position(NamedTuple):
 
 
 _Session, _Decline = AfterHoursSession, AfterHoursDecline
-_MEMBER, _OTHER = bindparam("member_id"), bindparam("other_id")
-_ONE = literal_column("1")  # as a parameter, the planner could not count on it
+_MEMBER: BindParameter[str] = bindparam("member_id")
+_OTHER: BindParameter[str] = bindparam("other_id")
+_ONE: ColumnElement[int] = literal_column("1")  # as a parameter, the planner could not count on it
 
 
 def _select_asker() -> Select[Any]:
@@ -183,7 +185,8 @@ def _select_fitting(*conditions: ColumnElement[bool], nearest_first: bool = Fals
     The scan is a subquery of its own, whose order the joins around it keep: they run for those who fit, the nearest
     first, and only until the page is full.
     """
-    me, wish = bindparam("me"), bindparam("wish")
+    me: BindParameter[str] = bindparam("me")
+    wish: BindParameter[str] = bindparam("wish")
     metres = func.after_hours_metres(_Session.discovery_key, bindparam("near"))
     scan = select(
         _Session.id,
@@ -222,7 +225,11 @@ def _select_fitting(*conditions: ColumnElement[bool], nearest_first: bool = Fals
             found.c.fuzzed_longitude.label("blurred_longitude"),
             found.c.metres,
         )
-        .join_from(found, User, and_(User.id == found.c.user_id, User.id_verified, User.after_hours_consent))
+        .join_from(
+            found,
+            User,
+            and_(User.id == found.c.user_id, User.id_verified.is_(True), User.after_hours_consent.is_(True)),
+        )
         .outerjoin(MainProfile, MainProfile.user_id == found.c.user_id)
         .outerjoin(AfterHoursProfile, AfterHoursProfile.user_id == found.c.user_id)
         .where(
@@ -291,18 +298,20 @@ _PAGE = Statement(
     Candidate,
     before=_PLAN_AS_WRITTEN,
 )
-_COUNT = Statement(
+_COUNT: Statement[Any] = Statement(
     select(func.count()).select_from(_select_fitting().limit(bindparam("limit")).subquery("fitting")),
     before=_PLAN_AS_WRITTEN,
 )
 _CANDIDATE = Statement(_select_fitting(_Session.user_id == _OTHER), Candidate)
-_DECLINE_IN_FORCE = Statement(
+_DECLINE_IN_FORCE: Statement[Any] = Statement(
     select(_Decline.id).where(_Decline.user_id == _MEMBER, _Decline.declined_user_id == _OTHER, _in_force())
 )
-_INSERT_DECLINE = Statement(_insert_decline())
-_DELETE_DECLINE = Statement(delete(_Decline).where(_Decline.user_id == _MEMBER, _Decline.declined_user_id == _OTHER))
+_INSERT_DECLINE: Statement[Any] = Statement(_insert_decline())
+_DELETE_DECLINE: Statement[Any] = Statement(
+    delete(_Decline).where(_Decline.user_id == _MEMBER, _Decline.declined_user_id == _OTHER)
+)
 # A trigger replaces a key that is null.
-_RENEW_KEY = Statement(
+_RENEW_KEY: Statement[Any] = Statement(
     update(_Session).where(_Session.user_id == _MEMBER, _Session.unended()).values(discovery_key=null())
 )
 

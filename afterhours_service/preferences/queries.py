@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import BindParameter, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from afterhours_service.preferences.models import AfterHoursPreferences
@@ -36,7 +36,7 @@ SETTABLE = ("seeking_gender", "max_distance_km", "min_age", "max_age", "sexual_o
 
 _MEMBER = AfterHoursPreferences.user_id == bindparam("member_id")
 _COLUMNS = [getattr(AfterHoursPreferences, name) for name in Preferences._fields]
-_VALUES = {name: bindparam(name) for name in SETTABLE}
+_VALUES: dict[str, BindParameter[Any]] = {name: bindparam(name) for name in SETTABLE}
 
 _GET = Statement(select(*_COLUMNS).where(_MEMBER), Preferences)
 _GET_LOCKED = Statement(select(*_COLUMNS).where(_MEMBER).with_for_update(), Preferences)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
+    BindParameter,
     Boolean,
     FromClause,
     Select,
-    Text,
     any_,
     bindparam,
     column,
@@ -62,7 +62,7 @@ def _profiles(source: FromClause) -> Select[Any]:
 
 
 _MEMBER = AfterHoursProfile.user_id == bindparam("member_id")
-_DESCRIPTION = bindparam("new_description")
+_DESCRIPTION: BindParameter[str | None] = bindparam("new_description")
 
 _GET = Statement(_profiles(AfterHoursProfile.__table__).where(_MEMBER), Profile)
 _CREATE = Statement(
@@ -105,15 +105,15 @@ def _set_photo() -> Any:
 
 
 _SET_PHOTO = Statement(_set_photo(), Replaced)
-_REFERENCED = Statement(
+_REFERENCED: Statement[Any] = Statement(
     select(AfterHoursProfile.photo_url).where(
         AfterHoursProfile.photo_url == any_(bindparam("keys", type_=ARRAY(AfterHoursProfile.photo_url.type)))
     )
 )
-_HAS_BANS = Statement(select(literal_column("to_regclass('banned_photo_hashes') IS NOT NULL")))
+_HAS_BANS: Statement[Any] = Statement(select(literal_column("to_regclass('banned_photo_hashes') IS NOT NULL")))
 # SQL: the table is the host's, without a model here, and bit strings have no expressions.
 # CASE: what is not a hash must not be cast, in whatever order the planner puts the conditions.
-_IS_BANNED = Statement(
+_IS_BANNED: Statement[Any] = Statement(
     text("""
     SELECT EXISTS (
         SELECT FROM banned_photo_hashes WHERE CASE

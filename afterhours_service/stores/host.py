@@ -2,7 +2,7 @@
 
 import uuid
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import ForeignKey, Integer, String, Text, UniqueConstraint, bindparam, func, select, text, true
 from sqlalchemy.dialects.postgresql import TIMESTAMP
@@ -86,12 +86,12 @@ _STANDING = """
 
 # Every start, decline and change of preferences takes this lock first, in its transaction; a withdrawal of consent and
 # an erasure take FOR UPDATE, which excludes it.
-_LOCK = Statement(
+_LOCK: Statement[Any] = Statement(
     select(User.after_hours_consent.is_(true()).label("consent"))
     .where(User.id == bindparam("member_id"))
     .with_for_update(read=True, key_share=True)
 )
-_TRY_LOCK_ERASURE = Statement(
+_TRY_LOCK_ERASURE: Statement[Any] = Statement(
     select(func.pg_try_advisory_xact_lock_shared(func.hashtextextended(bindparam("member_id"), bindparam("seed"))))
 )
 _LOCK_ERASURE = text("SELECT pg_advisory_xact_lock(hashtextextended(:member_id, :seed))")

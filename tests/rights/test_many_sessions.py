@@ -13,7 +13,7 @@ from afterhours_service.places.blur import Point
 from afterhours_service.rights import queries as members
 from afterhours_service.sessions import queries as sessions
 from afterhours_service.stores.connection import cursor
-from afterhours_service.stores.sql import execute
+from afterhours_service.stores.statements import Statement
 from tests.discovery.conftest import go_live
 from tests.factories import PLACE, Factory, bearer
 from tests.rights.test_rights import many_sessions
@@ -32,11 +32,12 @@ def rows_read(plan: dict[str, Any]) -> Iterator[float]:
         yield from rows_read(part)
 
 
-def cost(statement: str, before: str = "", **parameters: Any) -> float:
+def cost(statement: Statement[Any] | str, before: str = "", **parameters: Any) -> float:
     """Run a statement, and return how many rows the busiest step of its plan has looked at; nothing is kept."""
-    explain = f"BEGIN; {before} EXPLAIN (ANALYZE, FORMAT JSON)"
+    if isinstance(statement, Statement):
+        before, statement = statement._before, statement._text
     with cursor() as opened:
-        execute(opened, statement, explain, **parameters)
+        opened.execute(f"BEGIN; {before} EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
         [(plan,)] = opened.fetchall()
         opened.execute("ROLLBACK")
     return max(rows_read(plan[0]["Plan"]))
@@ -93,11 +94,9 @@ def test_a_decline_costs_those_who_look_around_a_few_rows(
         for member, another in ((other, old_hand), (old_hand, other)):
             me = discovery.asker(member)
             assert me
-            around = discovery._parameters(me, 20, LEAD, None)
-            for statement in (discovery._PAGE, discovery._COUNT):
-                assert cost(statement, discovery._AS_WRITTEN, **around) <= 3
-            assert cost(discovery._IS_SEEN, **around, other_id=another) <= 3
-            assert cost(discovery._HAS_DECLINED, **discovery._pair(me, another)) <= 3
+            around = {**discovery._parameters(me, LEAD), "limit": 20, "other_id": another}
+            for statement in (discovery._PAGE, discovery._COUNT, discovery._CANDIDATE, discovery._DECLINE_IN_FORCE):
+                assert cost(statement, **statement._constants, **around) <= 3
     assert len(client.get(f"{API}/nearby", headers=bearer(other)).json["members"]) == (1 if since else 0)
 
 
