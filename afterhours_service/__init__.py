@@ -5,7 +5,7 @@ from flask import Flask
 from afterhours_service.blueprint import after_hours
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
-from afterhours_service.monitoring import health, status
+from afterhours_service.monitoring import health, prometheus
 from afterhours_service.sessions import jobs as _session_jobs  # noqa: F401 - gives the session timers their job
 from afterhours_service.stores import engine, objects, redis
 from afterhours_service.telemetry import log
@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     api.register_blueprint(after_hours)
     api.register_blueprint(health.blueprint)
     app.register_blueprint(photo_links.blueprint)
-    app.register_blueprint(status.blueprint)
+    app.register_blueprint(prometheus.blueprint)
     if settings.api_docs:
         app.register_blueprint(docs_page.blueprint)
     app.cli.add_command(commands)

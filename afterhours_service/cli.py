@@ -1,6 +1,5 @@
 """The `flask after-hours` commands."""
 
-from dataclasses import asdict
 from datetime import UTC, datetime
 
 import click
@@ -9,7 +8,7 @@ from afterhours_service import console
 from afterhours_service.cleanup.cli import cleanup
 from afterhours_service.config import current_settings
 from afterhours_service.monitoring import health
-from afterhours_service.monitoring.status import look_at_everything
+from afterhours_service.monitoring.status import current_status
 from afterhours_service.rights.cli import members
 from afterhours_service.sessions.cli import reconcile, sessions, timers
 from afterhours_service.web import gate
@@ -23,9 +22,9 @@ for _command in (cleanup, members, reconcile, sessions, timers):
 @console.as_json
 def status(as_json: bool) -> None:
     """Show the state of the service on one screen."""
-    now = look_at_everything()
+    now = current_status()
     if as_json:
-        console.write_json(asdict(now) | {"sessions": now.sessions and now.sessions._asdict()})
+        console.write_json(now.as_dict())
         return
     finished = {
         job: datetime.fromtimestamp(run.finished_at, UTC)
@@ -35,9 +34,7 @@ def status(as_json: bool) -> None:
     census = now.sessions
     console.write_facts(
         {
-            "database": now.database,
-            "schema": now.schema,
-            "redis": now.redis,
+            **now.health._asdict(),
             "workers": len(now.workers),
             **{f"  {worker['name']}": f"{worker['state']} ({worker['queues']})" for worker in now.workers},
             "active scheduler": now.scheduler,
@@ -55,11 +52,11 @@ def status(as_json: bool) -> None:
 @click.pass_context
 def check(context: click.Context) -> None:
     """Check settings and connections; exit with 0 (ok), 1 (cannot serve) or 2 (only Redis is away)."""
-    found = health.parts()
-    console.write_facts({"settings": "ok", **found})
-    if not health.is_ready(found):
+    found = health.check()
+    console.write_facts({"settings": "ok", **found._asdict()})
+    if not found.is_ready:
         context.exit(1)
-    context.exit(0 if found["redis"] == "ok" else 2)
+    context.exit(0 if found.redis == "ok" else 2)
 
 
 @after_hours.command("token")

@@ -11,7 +11,6 @@ from flask.cli import AppGroup
 from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004 - the names that redis-py gave them
 from sqlalchemy.exc import SQLAlchemyError
 
-from afterhours_service.stores.database import db
 from afterhours_service.stores.objects import StorageUnavailable
 from afterhours_service.telemetry.log import get_logger
 from afterhours_service.text import is_storable, isoformat
@@ -82,7 +81,6 @@ yes = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 def confirm(question: str) -> None:
     """Ask on standard error, so that the output can be piped. Raises Abort unless the answer is yes."""
-    db.session.rollback()  # the server would end an open transaction before a slow operator answers
     click.confirm(question, abort=True, err=True)
 
 

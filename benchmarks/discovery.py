@@ -18,13 +18,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from datetime import timedelta
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import psycopg2
 from flask_migrate import upgrade
-from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
@@ -33,9 +33,8 @@ from afterhours_service.discovery import queries, rules
 from afterhours_service.places.blur import Point
 from afterhours_service.sessions import service as sessions
 from afterhours_service.sessions.models import AfterHoursSession
-from afterhours_service.stores.connection import cursor
+from afterhours_service.stores.connection import cursor, take_begin, transaction
 from afterhours_service.stores.database import db
-from afterhours_service.stores.sql import run
 from dev.embedded import home, postgres, stop_on_signals, valkey
 
 CITY = 100_000  # at most so many of a size are in the city that is asked from
@@ -99,8 +98,8 @@ WORLD = """
 
 STARTERS = """
     INSERT INTO users (id, provider, after_hours_consent)
-        SELECT 'starter-' || n, 'bench', true FROM generate_series(0, :starts) AS n ON CONFLICT DO NOTHING;
-    INSERT INTO after_hours_profiles (user_id) SELECT id FROM users WHERE provider = 'bench' AND id LIKE 'starter-%'
+        SELECT 'starter-' || n, 'bench', true FROM generate_series(0, %(starts)s) AS n ON CONFLICT DO NOTHING;
+    INSERT INTO after_hours_profiles (user_id) SELECT id FROM users WHERE provider = 'bench' AND id LIKE 'starter-%%'
         ON CONFLICT DO NOTHING;
 """
 
@@ -167,11 +166,10 @@ def _fill(url: str, size: int) -> float:
 
 
 def _members(size: int, askers: int) -> list[str]:
-    chosen = db.session.execute(
-        text("SELECT 'member-' || ceil(random() * :city) FROM generate_series(1, :askers)"),
-        {"city": min(size, CITY), "askers": askers},
-    ).scalars()
-    return list(chosen)
+    statement = "SELECT 'member-' || ceil(random() * %(city)s) FROM generate_series(1, %(askers)s)"
+    with cursor() as opened:
+        opened.execute(statement, {"city": min(size, CITY), "askers": askers})
+        return [member for (member,) in opened]
 
 
 def _measure(members: list[str], others: list[str], path: Path) -> None:
@@ -197,7 +195,7 @@ def _ask(member: str, wish: str, ask: Callable[[queries.Asker], int], log: TextI
     log: that of the server. Nothing stays changed.
     """
     if wish:
-        run(CHANGE.format(wish), id=member)
+        _execute(CHANGE.format(wish), id=member)
     log.seek(0, os.SEEK_END)
     cpu, started = _cpu(), time.perf_counter()
     me = queries.asker(member)
@@ -207,7 +205,7 @@ def _ask(member: str, wish: str, ask: Callable[[queries.Asker], int], log: TextI
     cpu = _cpu() - cpu
     sql = sum(map(float, re.findall(r"duration: ([\d.]+) ms", log.read())))
     if wish:
-        run(CHANGE.format(AS_IT_WAS), id=member)
+        _execute(CHANGE.format(AS_IT_WAS), id=member)
     return sql, clock, cpu, answer
 
 
@@ -223,14 +221,23 @@ def _explain(member: str) -> None:
     """Print the plan of a page, for a random member and for one whom nobody fits."""
     for wish in (ASKERS["a random member"], ASKERS["nobody fits: any, 80 to 99, 200 km"]):
         if wish:
-            run(CHANGE.format(wish), id=member)
+            _execute(CHANGE.format(wish), id=member)
         me = queries.asker(member)
         assert me
-        parameters = queries._parameters(me, PAGE, LEAD, None)  # noqa: SLF001
+        queries.page(me, PAGE, LEAD)  # prepares it
+        page: Any = copy(queries._PAGE)  # noqa: SLF001
+        page._before += " EXPLAIN (ANALYZE, BUFFERS)"  # noqa: SLF001
+        page._make = tuple
         for _ in range(2):  # the first time also plans
-            plan = run(queries._PAGE, f"{queries._AS_WRITTEN} EXPLAIN (ANALYZE, BUFFERS)", **parameters)  # noqa: SLF001
+            plan, _ = page.run(**queries._parameters(me, LEAD), limit=PAGE)  # noqa: SLF001
         print(*(line for (line,) in plan), sep="\n")
-    run(CHANGE.format(AS_IT_WAS), id=member)
+    _execute(CHANGE.format(AS_IT_WAS), id=member)
+
+
+def _execute(*statements: str, **parameters: Any) -> None:
+    """Execute statements in one transaction."""
+    with transaction(), cursor() as opened:
+        opened.execute(f"{take_begin()} {'; '.join(statements)}", parameters or None)
 
 
 def _measure_starts(starts: int) -> None:
@@ -238,8 +245,7 @@ def _measure_starts(starts: int) -> None:
 
     The ways take turns of a second or less: the machine's pace changes within a minute.
     """
-    db.session.execute(text(STARTERS), {"starts": TURN})
-    db.session.commit()
+    _execute(STARTERS, starts=TURN)
     ways = {  # is the index kept, is the trigger
         "with index and trigger": (True, True),
         "with the trigger alone": (False, True),
@@ -250,8 +256,7 @@ def _measure_starts(starts: int) -> None:
         for what, (indexed, triggered) in random.sample(list(ways.items()), len(ways)):
             _keep(indexed, triggered)
             times[what].extend(_start(f"starter-{number}") for number in range(TURN))
-            db.session.execute(text("DELETE FROM after_hours_sessions WHERE user_id LIKE 'starter-%'"))
-            db.session.commit()
+            _execute("DELETE FROM after_hours_sessions WHERE user_id LIKE 'starter-%'")
     _keep(indexed=True, triggered=True)
     for what, pairs in times.items():
         clock, cpu = zip(*pairs, strict=True)
@@ -260,13 +265,13 @@ def _measure_starts(starts: int) -> None:
 
 def _keep(indexed: bool, triggered: bool) -> None:
     """Let starts keep the index up, and their keys, or not; their rows go with the turn, so the index misses none."""
-    db.session.execute(
-        text("UPDATE pg_index SET indisready = :indexed WHERE indexrelid = CAST(:index AS regclass)"),
-        {"indexed": indexed, "index": INDEX},
-    )
     able = "ENABLE" if triggered else "DISABLE"
-    db.session.execute(text(f"ALTER TABLE after_hours_sessions {able} TRIGGER after_hours_set_key"))
-    db.session.commit()
+    _execute(
+        "UPDATE pg_index SET indisready = %(indexed)s WHERE indexrelid = CAST(%(index)s AS regclass)",
+        f"ALTER TABLE after_hours_sessions {able} TRIGGER after_hours_set_key",
+        indexed=indexed,
+        index=INDEX,
+    )
 
 
 def _start(member: str) -> tuple[float, float]:

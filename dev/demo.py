@@ -1,22 +1,25 @@
-"""Demo members: two happy ones, one without a profile, and one for each refusal of the gate."""
+"""Demo members: two who can go live, one without a profile, and one for each refusal of the gate."""
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyvips
-from sqlalchemy import text
+from sqlalchemy import String, bindparam, cast, exists, literal_column, select, true
+from sqlalchemy.dialects.postgresql import insert
 
 from afterhours_service.config import Settings
 from afterhours_service.preferences import service as preferences
 from afterhours_service.profiles import photo
 from afterhours_service.profiles import service as profiles
-from afterhours_service.stores.database import db
+from afterhours_service.stores.connection import transaction
+from afterhours_service.stores.host import MainProfile, Subscription, User
+from afterhours_service.stores.statements import Statement
 from afterhours_service.web import errors
 from afterhours_service.web.gate import token_for
 
 TOKEN_SECONDS = 7 * 24 * 3600
 
-logging.getLogger("pyvips").setLevel(logging.WARNING)  # or fifty lines about threads come before the demo's first
+logging.getLogger("pyvips").setLevel(logging.WARNING)  # it would log fifty lines about threads first
 
 
 class Member(NamedTuple):
@@ -26,7 +29,7 @@ class Member(NamedTuple):
     name: str
     gender: str
     answer: str
-    description: str | None = None  # of their After Hours profile; they have none without it
+    description: str | None = None  # of their After Hours profile; None for no profile
     premium: bool = True
     verified: bool = True
     consent: bool = True
@@ -42,23 +45,53 @@ MEMBERS = (
 )
 
 
+_ADD_USER: Statement[Any] = Statement(
+    insert(User)
+    .values(
+        id=bindparam("member_id"),
+        provider="demo",
+        email=bindparam("address"),
+        id_verified=bindparam("verified"),
+        after_hours_consent=bindparam("consent"),
+    )
+    .on_conflict_do_nothing()
+)
+_ADD_MAIN_PROFILE: Statement[Any] = Statement(
+    insert(MainProfile)
+    .values(
+        user_id=bindparam("member_id"),
+        name=bindparam("member_name"),
+        age=29,
+        gender=bindparam("member_gender"),
+        sexual_preference="Straight",
+    )
+    .on_conflict_do_nothing()
+)
+_ADD_SUBSCRIPTION: Statement[Any] = Statement(
+    insert(Subscription).from_select(
+        [Subscription.user_id, Subscription.is_active, Subscription.product_id],
+        select(cast(bindparam("member_id"), String), true(), literal_column("'demo'")).where(
+            ~exists().where(Subscription.user_id == bindparam("member_id"))
+        ),
+    )
+)
+
+
 def seed() -> None:
-    """Write the demo members into the current app's database; those that are there stay as they are."""
+    """Write the demo members into the current app's database; existing ones stay as they are."""
     for number, member in enumerate(MEMBERS):
-        row = {**member._asdict(), "email": f"{member.id}@example.org"}
-        for statement in (
-            """INSERT INTO users (id, provider, email, id_verified, after_hours_consent)
-               VALUES (:id, 'demo', :email, :verified, :consent) ON CONFLICT DO NOTHING""",
-            """INSERT INTO profiles (user_id, name, age, gender, sexual_preference)
-               VALUES (:id, :name, 29, :gender, 'Straight') ON CONFLICT DO NOTHING""",
-            """INSERT INTO user_subscriptions (user_id, is_active, product_id)
-               SELECT :id, true, 'demo' WHERE :premium
-               AND NOT EXISTS (SELECT FROM user_subscriptions WHERE user_id = :id)""",
-        ):
-            db.session.execute(text(statement), row)
-        db.session.commit()
+        with transaction():
+            _ADD_USER.run(
+                member_id=member.id,
+                address=f"{member.id}@example.org",
+                verified=member.verified,
+                consent=member.consent,
+            )
+            _ADD_MAIN_PROFILE.run(member_id=member.id, member_name=member.name, member_gender=member.gender)
+            if member.premium:
+                _ADD_SUBSCRIPTION.run(member_id=member.id)
         if member.description and member.consent:
-            _go_out(member, hue=360 * number // len(MEMBERS))
+            _complete(member, hue=360 * number // len(MEMBERS))
 
 
 def token(member_id: str, settings: Settings, seconds: int = TOKEN_SECONDS) -> str:
@@ -66,8 +99,8 @@ def token(member_id: str, settings: Settings, seconds: int = TOKEN_SECONDS) -> s
     return token_for(member_id, settings, seconds)
 
 
-def _go_out(member: Member, hue: int) -> None:
-    """Give the member profile, preferences and photo, unless they are there, or the member does not consent."""
+def _complete(member: Member, hue: int) -> None:
+    """Give the member a profile, preferences and a photo, unless they exist or the member has withdrawn consent."""
     try:
         profiles.create(member.id, member.description)
         preferences.create(member.id, {})
@@ -77,7 +110,7 @@ def _go_out(member: Member, hue: int) -> None:
 
 
 def _portrait(hue: int) -> bytes:
-    """Draw a friendly face on a coloured ground, as a PNG. hue: degrees."""
+    """Draw a friendly face on a coloured background, as a PNG. hue: degrees."""
     skin, dark, red = [250, 220, 180], [40, 40, 40], [160, 50, 60]
     ground = pyvips.Image.black(600, 600).new_from_image([70, 60, hue]).copy(interpretation="lch").colourspace("srgb")
     face = ground.draw_circle(skin, 300, 300, 200, fill=True)

@@ -99,7 +99,8 @@ def test_a_cleanup_by_hand_tells_what_it_did_and_a_dry_run_what_it_would(run: Ru
     assert counts(dry.output) == counts(wet.output)
     assert counts(wet.output)["overdue sessions"] == counts(wet.output)["sessions"] == 1
     assert set(counts(again.output).values()) == {0}
-    assert "would be worked off" in dry.output
+    assert "would be ended" in dry.output
+    assert "would be deleted" in dry.output
     assert "would" not in wet.output
 
 

@@ -1,1 +1,1 @@
-"""The nightly cleanup: what has served its time is deleted."""
+"""The nightly cleanup: data that is no longer needed is deleted."""

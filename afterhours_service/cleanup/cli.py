@@ -1,4 +1,4 @@
-"""The cleanup by hand."""
+"""The command that runs the cleanup by hand."""
 
 import sys
 
@@ -11,15 +11,15 @@ from afterhours_service.jobs.runs import recorded
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only count what would be ended and deleted.")
+@click.option("--dry-run", is_flag=True, help="Only count what would be ended or deleted.")
 @console.yes
 @console.as_json
 @with_appcontext
 def cleanup(dry_run: bool, yes: bool, as_json: bool) -> None:
-    """End overdue sessions and delete what has served its time."""
+    """End overdue sessions, and delete data that is no longer needed."""
     pending = service.pending()
     if dry_run:
-        _print(pending, "would be worked off", as_json)
+        _print(pending, "would be ", as_json)
         return
     if not yes:
         console.confirm(f"End and delete {sum(pending.values())} rows and photos, as listed by --dry-run?")
@@ -31,16 +31,17 @@ def cleanup(dry_run: bool, yes: bool, as_json: bool) -> None:
             try:
                 service.run(done, progress=lambda _step, rows: bar.update(rows))
             except service.Busy as error:
-                raise click.ClickException("another cleanup is at work") from error
+                raise click.ClickException("another cleanup is running") from error
             run.update({**done.counts, "done": not done.left})
-    _print(done.counts, "worked off", as_json)
+    _print(done.counts, "", as_json)
     if done.left:
-        raise click.ClickException(f"{done.left} rows or steps are left; the log says why")
+        raise click.ClickException(f"{done.left} rows or steps failed; see the log")
 
 
-def _print(counts: dict[str, int], what: str, as_json: bool) -> None:
+def _print(counts: dict[str, int], prefix: str, as_json: bool) -> None:
     if as_json:
         console.write_json(counts)
         return
     for step, rows in counts.items():
-        click.echo(f"{step.replace('_', ' '):<20} {rows:>9} {what}")
+        action = "ended" if step == "overdue_sessions" else "deleted"
+        click.echo(f"{step.replace('_', ' '):<20} {rows:>9} {prefix}{action}")

@@ -1,131 +1,183 @@
-"""The nightly deletions, a batch at a time. None commits.
+"""The nightly deletions, a batch at a time.
 
-SKIP LOCKED: a row that somebody is working on is left for the next round.
+SKIP LOCKED: a row that another transaction holds is left for the next round.
 """
 
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import text
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    CompoundSelect,
+    Interval,
+    Select,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    cast,
+    column,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    table,
+    tuple_,
+    union_all,
+)
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
-from afterhours_service.stores.database import db
+from afterhours_service.discovery.models import AfterHoursDecline
+from afterhours_service.preferences.models import AfterHoursPreferences
+from afterhours_service.profiles.models import AfterHoursProfile
+from afterhours_service.sessions.models import STATEMENT_NOW, AfterHoursSession, DeviceFingerprint
+from afterhours_service.stores.host import User
+from afterhours_service.stores.statements import Statement
 
-_LOCK_KEY = 0x0AF7E12  # any number that nobody else takes
-_LOCK_TIMEOUT = "200ms"  # a row that a deletion cascades to may be locked
+_LOCK_KEY = 0x0AF7E12  # any number that no other application uses
+_BEFORE = "SET LOCAL plan_cache_mode = force_custom_plan;"  # one made while the tables were empty would not do
 
-# The Node service, making a decline anew, lets only last_session_id follow: then that session's start counts, and the
-# first session, with which the decline would go, stays as long.
-_MADE_ANEW = (
-    "SELECT FROM after_hours_sessions AS r"
-    " WHERE r.id = d.last_session_id AND r.id <> d.session_id AND r.started_at >= now() - :retention"
-)
-_OLD_DECLINES = f"FROM after_hours_declines AS d WHERE created_at < now() - :retention AND NOT EXISTS ({_MADE_ANEW})"
-_OLD_SESSIONS = "FROM after_hours_sessions AS s WHERE ended_at IS NOT NULL AND ended_at < now() - :retention"
-_WITHOUT_DECLINES = (
-    f" AND NOT EXISTS (SELECT FROM after_hours_declines AS d WHERE d.session_id = s.id AND EXISTS ({_MADE_ANEW}))"
-)
-# The matches of the Node service, and their messages, would go with the session; they are the host's.
-_WITHOUT_MATCHES = " AND NOT EXISTS (SELECT FROM after_hours_matches AS m WHERE m.session_id = s.id)"
-_ORPHANED_FINGERPRINTS = "FROM device_fingerprints WHERE session_id IS NULL"
-_ORPHANED_PROFILES = "FROM after_hours_profiles AS p WHERE NOT EXISTS (SELECT FROM users AS u WHERE u.id = p.user_id)"
-_ORPHANED_PREFERENCES = (
-    "FROM after_hours_preferences AS p WHERE NOT EXISTS (SELECT FROM users AS u WHERE u.id = p.user_id)"
-)
-_OVERDUE = "FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at <= now()"
-# What a run deletes, seen before it: overdue sessions are ended first, and sessions leave their fingerprints behind.
-_OLD_SESSIONS_BEFORE = (
-    "FROM after_hours_sessions AS s"
-    " WHERE (ended_at < now() - :retention OR ended_at IS NULL AND expires_at < now() - :retention)"
-)
+# The Node service's, and so without a model; it may not be there.
+_matches = table("after_hours_matches", column("session_id"))
+
+_cutoff: ColumnElement[Any] = STATEMENT_NOW - cast(bindparam("retention"), Interval)
 
 
 class Step(NamedTuple):
-    """Rows of a table that have served their time.
+    """Rows of a table that are no longer needed.
 
-    rows: a FROM and a WHERE. order: the columns, with their types, in whose order the rows are gone through; an index
-    has them, and the last is the primary key.
+    order: the columns in whose order the rows are visited; an index has them, and the last is the primary key.
     """
 
-    table: str
-    rows: str
-    order: tuple[tuple[str, str], ...]
+    condition: ColumnElement[bool]
+    order: tuple[InstrumentedAttribute[Any], ...]
 
 
-# Sessions last of what refers to them: their deletion orphans fingerprints, so those come after.
+def _was_renewed() -> ColumnElement[bool]:
+    """Match declines that were made again in a session within the retention.
+
+    The Node service then updates only last_session_id: the start of that session counts, and the first session, with
+    which the decline would be deleted, stays as long.
+    """
+    last = aliased(AfterHoursSession)
+    return (
+        exists()
+        .where(
+            last.id == AfterHoursDecline.last_session_id,
+            last.id != AfterHoursDecline.session_id,
+            last.started_at >= _cutoff,
+        )
+        .correlate(AfterHoursDecline)
+    )
+
+
+_old = AfterHoursSession.ended_at < _cutoff
+# As seen before a run, which ends overdue sessions first.
+_old_once_ended = or_(_old, AfterHoursSession.overdue(_cutoff))
+_needed_by_no_decline = ~exists().where(AfterHoursDecline.session_id == AfterHoursSession.id, _was_renewed())
+# A match and its messages would be deleted with their session; they are the host's.
+_needed_by_no_match = ~exists().where(_matches.c.session_id == AfterHoursSession.id)
+
+# Deleting a session deletes its declines, and leaves its fingerprints without a session.
 STEPS = {
-    "declines": Step("after_hours_declines", _OLD_DECLINES, (("created_at", "timestamptz"), ("id", "uuid"))),
-    "sessions": Step("after_hours_sessions", _OLD_SESSIONS, (("ended_at", "timestamptz"), ("id", "uuid"))),
-    "fingerprints": Step("device_fingerprints", _ORPHANED_FINGERPRINTS, (("id", "uuid"),)),
-    "profiles": Step("after_hours_profiles", _ORPHANED_PROFILES, (("user_id", "text"),)),
-    "preferences": Step("after_hours_preferences", _ORPHANED_PREFERENCES, (("user_id", "text"),)),
+    "declines": Step(
+        and_(AfterHoursDecline.created_at < _cutoff, ~_was_renewed()),
+        (AfterHoursDecline.created_at, AfterHoursDecline.id),
+    ),
+    "sessions": Step(and_(_old, _needed_by_no_decline), (AfterHoursSession.ended_at, AfterHoursSession.id)),
+    "fingerprints": Step(DeviceFingerprint.session_id.is_(None), (DeviceFingerprint.id,)),
+    "profiles": Step(~exists().where(User.id == AfterHoursProfile.user_id), (AfterHoursProfile.user_id,)),
+    "preferences": Step(~exists().where(User.id == AfterHoursPreferences.user_id), (AfterHoursPreferences.user_id,)),
 }
 Place = Sequence[str]  # of a row in the order of its step: the values of its columns, as text
 
 
-def try_lock() -> bool:
-    """Take the cleanup's lock until the transaction ends; false when another cleanup is at work.
+class _Statements:
+    """What a step executes."""
 
-    Statements of the transaction that meet another's lock soon give up.
+    def __init__(self, step: Step) -> None:
+        key = step.order[-1]
+        rows = select(*(cast(each, Text) for each in step.order)).where(step.condition)
+        page = rows.order_by(*step.order).limit(bindparam("batch"))
+        after = tuple_(*(bindparam(f"after{number}") for number, _ in enumerate(step.order)))
+        given = key == any_(bindparam("keys", type_=ARRAY(key.type)))
+        unlocked = select(key).where(step.condition, given).with_for_update(skip_locked=True).scalar_subquery()
+        self.find: Statement[Any] = Statement(page, before=_BEFORE)
+        self.find_after: Statement[Any] = Statement(page.where(tuple_(*step.order) > after), before=_BEFORE)
+        self.delete: Statement[Any] = Statement(
+            delete(key.class_).where(key == any_(func.array(unlocked))), before=_BEFORE
+        )
+
+
+def _count(rows: Select[Any] | CompoundSelect[Any]) -> Statement[Any]:
+    return Statement(select(func.count()).select_from(rows.subquery("found")), before=_BEFORE)
+
+
+def _counts(sessions: ColumnElement[bool]) -> dict[str, Statement[Any]]:
+    """Return what counts the rows of each step. sessions: those that are deleted."""
+    fingerprints = select(DeviceFingerprint.id)
+    sessions_fingerprints = DeviceFingerprint.session_id.in_(select(AfterHoursSession.id).where(sessions))
+    counted = {step: select(STEPS[step].order[-1]).where(STEPS[step].condition) for step in STEPS}
+    return {
+        "overdue_sessions": _count(select(AfterHoursSession.id).where(AfterHoursSession.overdue(STATEMENT_NOW))),
+        **{step: _count(rows) for step, rows in counted.items()},
+        "sessions": _count(select(AfterHoursSession.id).where(sessions)),
+        "fingerprints": _count(union_all(counted["fingerprints"], fingerprints.where(sessions_fingerprints))),
+    }
+
+
+_LOCK: Statement[Any] = Statement(
+    select(func.pg_try_advisory_xact_lock(_LOCK_KEY)), before="SET LOCAL lock_timeout = '200ms';"
+)
+_HAS_MATCHES: Statement[Any] = Statement(select(func.to_regclass(_matches.name).is_not(None)))
+_STATEMENTS = {step: _Statements(found) for step, found in STEPS.items()}
+_COUNTS = _counts(and_(_old_once_ended, _needed_by_no_decline))
+# Where the Node service has its table of matches.
+_SESSIONS_BESIDE_MATCHES = _Statements(
+    STEPS["sessions"]._replace(condition=and_(STEPS["sessions"].condition, _needed_by_no_match))
+)
+_COUNTS_BESIDE_MATCHES = _counts(and_(_old_once_ended, _needed_by_no_decline, _needed_by_no_match))
+
+
+def try_lock() -> bool:
+    """Take the cleanup's lock until the transaction ends; false when another cleanup is running.
+
+    For the rest of the transaction no statement waits long for a row lock: one that a deletion cascades to.
     """
-    statement = text("SELECT pg_try_advisory_xact_lock(:key), set_config('lock_timeout', :timeout, true)")
-    taken: bool = db.session.execute(statement, {"key": _LOCK_KEY, "timeout": _LOCK_TIMEOUT}).one()[0]
-    return taken
+    [(taken,)] = _LOCK.all()
+    return bool(taken)
 
 
 def find(step: str, batch: int, retention: timedelta, after: Place | None) -> list[Place]:
-    """Return the places of up to `batch` rows that are to be deleted, from the place `after` on."""
-    _, rows, order = _step(step)
-    columns = ", ".join(column for column, _ in order)
-    beyond = ""
-    if after is not None:
-        beyond = f" AND ({columns}) > ({', '.join(f'CAST(:after{n} AS {kind})' for n, (_, kind) in enumerate(order))})"
-    statement = text(f"""
-        SELECT {", ".join(f"CAST({column} AS text)" for column, _ in order)} {rows}{beyond}
-        ORDER BY {columns} LIMIT :batch
-    """)
-    given = {f"after{n}": value for n, value in enumerate(after or ())}
-    found = db.session.execute(statement, {"batch": batch, "retention": retention, **given})
-    return [list(row) for row in found]
+    """Return the places of up to `batch` rows that are to be deleted, those beyond the place `after`."""
+    statements = _statements(step)
+    if after is None:
+        return [list(row) for row in statements.find.all(batch=batch, retention=retention)]
+    beyond = {f"after{number}": value for number, value in enumerate(after)}
+    return [list(row) for row in statements.find_after.all(batch=batch, retention=retention, **beyond)]
 
 
-def delete(step: str, places: Sequence[Place], retention: timedelta) -> int:
-    """Delete the rows at these places, but for those that somebody works on, or needs again; return how many."""
-    table, rows, order = _step(step)
-    key, kind = order[-1]
-    statement = text(f"""
-        DELETE FROM {table} WHERE ctid = ANY (ARRAY(
-            SELECT ctid {rows} AND {key} = ANY (CAST(:keys AS {kind}[])) FOR UPDATE SKIP LOCKED
-        ))
-    """)
-    result: Any = db.session.execute(statement, {"keys": [place[-1] for place in places], "retention": retention})
-    deleted: int = result.rowcount
+def delete_rows(step: str, places: Sequence[Place], retention: timedelta) -> int:
+    """Delete the rows at these places, except those that are locked, or needed again; return how many."""
+    as_key = STEPS[step].order[-1].type.python_type
+    keys = [as_key(place[-1]) for place in places]
+    _, deleted = _statements(step).delete.run(keys=keys, retention=retention)
     return deleted
 
 
-def _step(step: str) -> Step:
-    found = STEPS[step]
-    return found._replace(rows=found.rows + _but_for_what_needs_them()) if step == "sessions" else found
-
-
 def count(retention: timedelta) -> dict[str, int]:
-    """Return how many rows each step of a run would work off now."""
-    old_sessions = _OLD_SESSIONS_BEFORE + _but_for_what_needs_them()
-    orphaned_soon = f"FROM device_fingerprints WHERE session_id IN (SELECT s.id {old_sessions})"
-    steps = {
-        "overdue_sessions": _OVERDUE,
-        "declines": _OLD_DECLINES,
-        "sessions": old_sessions,
-        "fingerprints": f"FROM (SELECT {_ORPHANED_FINGERPRINTS} UNION ALL SELECT {orphaned_soon}) AS f",
-        "profiles": _ORPHANED_PROFILES,
-        "preferences": _ORPHANED_PREFERENCES,
-    }
-    return {
-        name: db.session.execute(text(f"SELECT count(*) {rows}"), {"retention": retention}).scalar_one()
-        for name, rows in steps.items()
-    }
+    """Return how many rows each step of a run would end or delete now."""
+    counts = _COUNTS_BESIDE_MATCHES if _has_matches() else _COUNTS
+    return {step: rows for step, statement in counts.items() for (rows,) in statement.all(retention=retention)}
 
 
-def _but_for_what_needs_them() -> str:
-    has_matches = db.session.execute(text("SELECT to_regclass('after_hours_matches') IS NOT NULL")).scalar_one()
-    return _WITHOUT_DECLINES + (_WITHOUT_MATCHES if has_matches else "")
+def _statements(step: str) -> _Statements:
+    return _SESSIONS_BESIDE_MATCHES if step == "sessions" and _has_matches() else _STATEMENTS[step]
+
+
+def _has_matches() -> bool:
+    [(found,)] = _HAS_MATCHES.all()
+    return bool(found)

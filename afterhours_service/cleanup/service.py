@@ -1,7 +1,8 @@
-"""The nightly cleanup: batches, each its own short transaction, in slices that let timers pass."""
+"""The nightly cleanup: batches, each its own short transaction, in slices between which timers run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -12,30 +13,29 @@ from afterhours_service.cleanup.queries import Place
 from afterhours_service.config import current_settings
 from afterhours_service.profiles import photo
 from afterhours_service.sessions import service as sessions
-from afterhours_service.stores.database import db
+from afterhours_service.stores.connection import transaction
 from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 
-BATCH = 200  # rows a transaction deletes: on a slow disk its log is flushed in front of everybody else's
+BATCH = 200  # rows a transaction deletes: few, as on a slow disk other commits wait while its log is flushed
 STEPS = ("overdue_sessions", *queries.STEPS, "photos")
-# SQLSTATE classes: what a row is to blame for, by what refers to it, who locks it, or a trigger of the host's.
-_OF_A_ROW = {"23", "40", "55", "57", "P0"}
+# SQLSTATE classes of failures that a row causes: by what refers to it, by its lock, or by a trigger of the host's.
+_ROW_FAILURES = {"23", "40", "55", "57", "P0"}
 
 Progress = Callable[[str, int], None]
 
 
 class Busy(Exception):
-    """Another cleanup is at work."""
+    """Another cleanup is running."""
 
 
 @dataclass
 class Round:
-    """How far a cleanup has come that goes once through all steps.
+    """The progress of a cleanup that goes once through all steps.
 
-    step: the one that it is at; None at the end. after: the last row there that was looked at, or photo's key.
-    counts: the rows that were worked off, by step. left: those that should have been and were not, and steps that
-    failed.
+    step: the current one; None at the end. after: the last row that it looked at, or the last photo's key.
+    counts: rows ended or deleted, by step. left: rows that should have been and were not, and steps that failed.
     """
 
     step: str | None = STEPS[0]
@@ -45,23 +45,20 @@ class Round:
 
 
 def pending() -> dict[str, int]:
-    """Return how many rows and photos each step would work off now; changes nothing.
+    """Return how many rows and photos each step would end or delete now; changes nothing.
 
     Raises StorageUnavailable.
     """
-    counts = queries.count(_retention())
-    db.session.rollback()
-    counts["photos"] = photo.count_orphans()
-    return counts
+    return {**queries.count(_retention()), "photos": photo.count_orphans()}
 
 
 def run(
     round_: Round | None = None, seconds: float | None = None, progress: Progress = lambda _step, _rows: None
 ) -> Round:
-    """Go on with a round, or with a new one, until its end, and return it. Safe to run twice, late or never.
+    """Continue a round, or begin one, until its end, and return it. Safe to run twice, late or never.
 
-    How far it came is noted in the round while it does. A step that fails does not keep the others from being done, nor
-    a row the others of its batch. seconds: stop after about so long. Raises Busy when another cleanup is at work.
+    The round is updated along the way. A step that fails does not stop the other steps, nor does a row stop the other
+    rows of its batch. seconds: stop after about so long. Raises Busy when another cleanup is running.
     """
     round_ = round_ or Round()
     end = time.monotonic() + seconds if seconds is not None else None
@@ -72,7 +69,6 @@ def run(
         except Busy:
             raise
         except Exception as error:
-            db.session.rollback()
             logger.exception("cleanup step failed", step=step, error=type(error).__name__)
             round_.left += 1
             rows, done = 0, True
@@ -96,13 +92,15 @@ def _work(round_: Round, end: float | None) -> tuple[int, bool]:
 
 def _delete_rows(round_: Round, end: float | None) -> tuple[int, bool]:
     step, retention = str(round_.step), _retention()
-    _lock()
-    found = queries.find(step, BATCH, retention, round_.after)
+    found: list[Place] = []
     try:
-        deleted = queries.delete(step, found, retention) if found else 0
-        db.session.commit()
+        with _exclusive_transaction():
+            found = queries.find(step, BATCH, retention, round_.after)
+            deleted = queries.delete_rows(step, found, retention) if found else 0
     except DBAPIError as error:
-        _pass_over(step, error)
+        if not found:
+            raise
+        _log_failed_rows(step, error)
         return _delete_one_by_one(round_, found, end)
     round_.left += len(found) - deleted
     round_.after = found[-1] if found else None
@@ -110,15 +108,14 @@ def _delete_rows(round_: Round, end: float | None) -> tuple[int, bool]:
 
 
 def _delete_one_by_one(round_: Round, found: list[Place], end: float | None) -> tuple[int, bool]:
-    """Delete a batch's rows but for those that are to blame for its failure, as many as there is time for."""
+    """Delete the rows of a batch except those that make it fail, as many as there is time for."""
     step, total = str(round_.step), 0
     for place in found:
         try:
-            _lock()
-            deleted = queries.delete(step, [place], _retention())
-            db.session.commit()
+            with _exclusive_transaction():
+                deleted = queries.delete_rows(step, [place], _retention())
         except DBAPIError as error:
-            _pass_over(step, error)
+            _log_failed_rows(step, error)
             deleted = 0
         total += deleted
         round_.left += 1 - deleted
@@ -128,17 +125,17 @@ def _delete_one_by_one(round_: Round, found: list[Place], end: float | None) -> 
     return total, len(found) < BATCH
 
 
-def _pass_over(step: str, error: DBAPIError) -> None:
-    db.session.rollback()
+def _log_failed_rows(step: str, error: DBAPIError) -> None:
+    """Log that rows are not deleted. Raises the error when it is not a row that caused it."""
     code = str(getattr(error.orig, "pgcode", "") or "")
-    if error.connection_invalidated or code[:2] not in _OF_A_ROW:
+    if error.connection_invalidated or code[:2] not in _ROW_FAILURES:
         raise error
     constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
     logger.warning("rows are not deleted", step=step, error=type(error.orig).__name__, constraint=constraint)
 
 
 def _delete_photos(round_: Round, end: float | None) -> tuple[int, bool]:
-    """Delete the photos that no profile names, from a key on."""
+    """Delete the photos that no profile refers to, beyond the round's key."""
     total = 0
     for deleted, last in photo.delete_orphans(round_.after[0] if round_.after else ""):
         total += deleted
@@ -148,10 +145,13 @@ def _delete_photos(round_: Round, end: float | None) -> tuple[int, bool]:
     return total, True
 
 
-def _lock() -> None:
-    if not queries.try_lock():
-        db.session.rollback()
-        raise Busy
+@contextmanager
+def _exclusive_transaction() -> Iterator[None]:
+    """Run a transaction of which there is one at a time. Raises Busy when another cleanup has one."""
+    with transaction():
+        if not queries.try_lock():
+            raise Busy
+        yield
 
 
 def _is_over(end: float | None) -> bool:

@@ -1,1 +1,1 @@
-"""Who is near, and who would rather not be seen."""
+"""Which members are near, and declines."""

@@ -1,6 +1,6 @@
-"""Cursors: where the next page begins, sealed.
+"""Cursors: where the next page begins, encrypted.
 
-Encrypted and not only signed, as they hold a distance to the metre, where members are told kilometres.
+Signing alone would not do: a cursor holds a distance to the metre, and members are shown whole kilometres.
 """
 
 import hmac
@@ -16,23 +16,22 @@ from afterhours_service.discovery.queries import Asker, Position
 from afterhours_service.web.errors import ValidationFailed
 
 
-def seal(me: Asker, position: Position) -> str:
-    """Return the cursor of the page that follows `position`, for this session of mine alone."""
+def encode(me: Asker, position: Position) -> str:
+    """Return the cursor of the page after `position`, valid for this session of mine only."""
     content = [str(me.session_id), position.as_of.isoformat(), position.metres, str(position.session_id)]
     return _fernet().encrypt(json.dumps(content).encode()).decode()
 
 
-def unseal(me: Asker, cursor: str) -> Position:
-    """Return the position in a cursor.
-
-    Raises ValidationFailed when it was not made here, or for another session.
-    """
+def decode(me: Asker, cursor: str) -> Position:
+    """Return the position in a cursor. Raises ValidationFailed when it is invalid, or of another session."""
     try:
         session_id, as_of, metres, after_id = json.loads(_fernet().decrypt(cursor.encode()))
     except InvalidToken as error:
-        raise ValidationFailed.from_messages({"cursor": ["Not a cursor of ours."]}) from error
+        raise ValidationFailed.from_messages({"cursor": ["Invalid cursor."]}) from error
     if session_id != str(me.session_id):
-        raise ValidationFailed.from_messages({"cursor": ["Of another session; begin with the first page."]})
+        raise ValidationFailed.from_messages(
+            {"cursor": ["This cursor belongs to another session. Start with the first page."]}
+        )
     return Position(datetime.fromisoformat(as_of), metres, uuid.UUID(after_id))
 
 

@@ -12,7 +12,7 @@ from afterhours_service.stores.host import Timestamp, User
 
 
 class AfterHoursDecline(Base):
-    """A member's wish not to see another, and not to be seen by them."""
+    """A member's decision not to see another, nor be seen by them."""
 
     __tablename__ = "after_hours_declines"
     __table_args__ = (

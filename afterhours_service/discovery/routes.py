@@ -1,4 +1,4 @@
-"""Who is near, and declines, over HTTP."""
+"""Discovery over HTTP: the members near me, and declines."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ blueprint = Blueprint("discovery", __name__, description="See who is near, decli
 @blueprint.response(200, schemas.NearbyResponse)
 @blueprint.fails(errors.SessionRequired)
 def get_nearby(query: dict[str, Any]) -> service.Nearby:
-    """Show the members live near me who fit, the nearest first."""
+    """List the members live near me who fit, the nearest first."""
     return service.nearby(current_member_id(), query["limit"], query["cursor"])
 
 
@@ -23,7 +23,7 @@ def get_nearby(query: dict[str, Any]) -> service.Nearby:
 @blueprint.response(200, schemas.CountResponse)
 @blueprint.fails(errors.SessionRequired)
 def get_count() -> service.Count:
-    """Tell how many members live near me fit."""
+    """Count the members live near me who fit."""
     return service.count(current_member_id())
 
 

@@ -7,14 +7,14 @@ from afterhours_service.web.schemas import CamelCaseSchema, QueryInteger, SafeSt
 
 
 class NearbyQuery(CamelCaseSchema):
-    """Which page of members, and how long."""
+    """Which page of members, and its length."""
 
     limit = QueryInteger(load_default=20, validate=validate.Range(1, 50))
     cursor = SafeString(load_default=None, validate=validate.Length(1, 500))
 
 
 class DeclineSchema(CamelCaseSchema):
-    """Whom not to see."""
+    """Whom to decline."""
 
     user_id = SafeString(required=True, validate=validate.Length(1, 255))
 

@@ -45,66 +45,57 @@ class Count(NamedTuple):
 
 
 def nearby(member_id: str, limit: int, cursor: str | None) -> Nearby:
-    """Return a page of the members near me that fit.
-
-    Raises SessionRequired, or ValidationFailed for a cursor that is not one.
-    """
+    """Return a page of the members near me who fit. Raises SessionRequired, or ValidationFailed for the cursor."""
     me = _asker(member_id)
-    after = cursors.unseal(me, cursor) if cursor is not None else None
+    after = cursors.decode(me, cursor) if cursor is not None else None
     found = queries.page(me, limit + 1, _lead(), after)
     shown = found[:limit]
     next_cursor = None
     if len(found) > limit:
         last = shown[-1]
         as_of = after.as_of if after else me.now
-        next_cursor = cursors.seal(me, Position(as_of, last.metres, last.session_id))
+        next_cursor = cursors.encode(me, Position(as_of, last.metres, last.session_id))
     return Nearby([_member(me, candidate) for candidate in shown], next_cursor)
 
 
 def count(member_id: str) -> Count:
-    """Return how many members near me fit.
-
-    Raises SessionRequired.
-    """
+    """Return how many members near me fit. Raises SessionRequired."""
     me = _asker(member_id)
     number = queries.count(me, rules.COUNT_TO, _lead())
     return Count(number, number >= rules.COUNT_TO, me.max_distance_km)
 
 
 def decline(member_id: str, other_id: str) -> None:
-    """Hide the two from each other for this session of mine and my next ones; once more changes nothing.
+    """Hide the two of us from each other for this session of mine and my next two; repeating it changes nothing.
 
-    Raises SessionRequired, or MemberNotFound for whom I cannot see.
+    Raises SessionRequired, or MemberNotFound for a member I cannot see.
     """
     me = _asker(member_id)
     if queries.has_declined(me, other_id):
         return
-    if not queries.is_seen(me, other_id, _lead()):
+    if not queries.is_visible(me, other_id, _lead()):
         raise errors.MemberNotFound
     try:
         mine = queries.decline(me, other_id)
-    except IntegrityError as error:  # they are gone since
+    except IntegrityError as error:  # they were deleted meanwhile
         raise errors.MemberNotFound from error
-    if not mine:  # erased since
+    if not mine:  # my data was erased meanwhile
         raise errors.SessionRequired
 
 
 def take_back(member_id: str, other_id: str) -> None:
-    """Forget my decline of the other member; where there is none, nothing changes.
-
-    Raises SessionRequired.
-    """
+    """Delete my decline of the other member, if there is one. Raises SessionRequired."""
     me = _asker(member_id)
     if is_storable(other_id):
         queries.take_back(me, other_id)
 
 
 def _asker(member_id: str) -> Asker:
-    """Return the member who looks around; what others find them by follows their profile from here on."""
+    """Return the member who looks around, whose key in the index now matches their profile. Raises SessionRequired."""
     me = queries.asker(member_id)
     if me is None:
         raise errors.SessionRequired
-    if me.stale:
+    if me.is_stale:
         queries.renew_key(member_id)
     return me
 

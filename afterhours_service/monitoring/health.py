@@ -1,11 +1,12 @@
-"""Is the process there, and can it work? Outside the gate, for load balancers."""
+"""Liveness and readiness, for load balancers: is the process running, and can it serve? Without a token."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from marshmallow import fields
 from redis.exceptions import ReadOnlyError, RedisError
+from sqlalchemy import column, literal_column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service.jobs.events import CHANNEL
@@ -13,33 +14,56 @@ from afterhours_service.jobs.timers import SCHEDULED
 from afterhours_service.stores.connection import release_connection
 from afterhours_service.stores.database import MIGRATIONS, db
 from afterhours_service.stores.redis import WRITE, current_redis, redis_failed, refusals
-from afterhours_service.stores.sql import read
+from afterhours_service.stores.statements import Statement
 from afterhours_service.web import errors
 from afterhours_service.web.schemas import Blueprint, envelope
 
 blueprint = Blueprint("health", __name__, description="For load balancers, without a token")
 
 VERSION_TABLE = "after_hours_alembic_version"
+UNDEFINED_TABLE = "42P01"  # an SQLSTATE
 
-# What the service sends to Redis: a write, a timer, a script with the keys that ours have, an event.
-NEEDED = (
+# Samples of what the service sends to Redis: a write, a timer, a script with the keys that ours have, an event.
+PROBES = (
     WRITE,
     ("ZADD", SCHEDULED, 0, "after-hours-probe"),
     ("EVAL", "return 1", 3, SCHEDULED, "rq:job:after-hours-probe", CHANNEL),
     ("PUBLISH", CHANNEL, ""),
 )
 
-HealthResponse = envelope("HealthResponse", status=fields.String())
-ReadyResponse = envelope(
-    "ReadyResponse", **{name: fields.String() for name in ("status", "database", "schema", "redis")}
+_IS_READ_ONLY: Statement[Any] = Statement(
+    select(literal_column("current_setting('transaction_read_only')::boolean OR pg_is_in_recovery()"))
 )
+_VERSION: Statement[Any] = Statement(select(column("version_num")).select_from(table(VERSION_TABLE)))
+
+
+class Health(NamedTuple):
+    """Whether database, schema and Redis are "ok", or what is wrong."""
+
+    database: str
+    schema: str
+    redis: str
+
+    @property
+    def is_schema_current(self) -> bool:
+        """True unless the schema is behind the code; a newer one comes from a release that is being rolled out."""
+        return self.schema in {"ok", "newer"}
+
+    @property
+    def is_ready(self) -> bool:
+        """True when the service can serve requests; Redis is not needed for that."""
+        return self.database == "ok" and self.is_schema_current
+
+
+HealthResponse = envelope("HealthResponse", status=fields.String())
+ReadyResponse = envelope("ReadyResponse", status=fields.String(), **{name: fields.String() for name in Health._fields})
 
 
 @blueprint.route("/healthz")
 @blueprint.doc(security=[])
 @blueprint.response(200, HealthResponse)
 def healthz() -> dict[str, Any]:
-    """Answer, if the process does."""
+    """Answer as long as the process is running."""
     return {"success": True, "status": "ok"}
 
 
@@ -48,60 +72,55 @@ def healthz() -> dict[str, Any]:
 @blueprint.response(200, ReadyResponse)
 @blueprint.fails(errors.NotReady)
 def readyz() -> dict[str, Any]:
-    """Tell of the database, the schema's version and Redis; only the first two are needed to serve."""
-    found = parts()
-    if not is_ready(found):
-        raise errors.NotReady(status="unavailable", **found)
-    return {"success": True, "status": "ok" if found["redis"] == "ok" else "degraded", **found}
+    """Report on the database, its schema and Redis; only the first two are needed to serve."""
+    health = check()
+    if not health.is_ready:
+        raise errors.NotReady(status="unavailable", **health._asdict())
+    return {"success": True, "status": "ok" if health.redis == "ok" else "degraded", **health._asdict()}
 
 
-def parts() -> dict[str, str]:
-    """Ask of database, schema and Redis whether this process may do there what it needs."""
-    database = _database()
-    schema = "unknown" if database == "unavailable" else _schema()
-    return {"database": database, "schema": schema, "redis": _redis()}
+def check() -> Health:
+    """Check that this process can do in database, schema and Redis what it needs to. Raises nothing."""
+    database = _check_database()
+    schema = "unknown" if database == "unavailable" else _check_schema()
+    return Health(database, schema, _check_redis())
 
 
-def is_ready(found: dict[str, str]) -> bool:
-    """Tell whether the service can serve; Redis isn't needed for that."""
-    return found["database"] == "ok" and found["schema"] in {"ok", "newer"}
-
-
-def _database() -> str:
-    """Ask the database whether it takes writes; a connection that does not is of no use, nor are those beside it."""
+def _check_database() -> str:
+    """Ask whether the database accepts writes. If not, the pool's connections are dropped: they are to that server."""
     try:
-        [(read_only,)] = read("SELECT current_setting('transaction_read_only')::boolean OR pg_is_in_recovery()")
+        [(is_read_only,)] = _IS_READ_ONLY.all()
     except SQLAlchemyError as error:
-        # libpq's words, when the server told so as it was connected to
+        # libpq's message, from a server that was read-only when it was connected to
         return "read-only" if "read-only" in str(error) else "unavailable"
-    if read_only:
+    if is_read_only:
         release_connection()
         db.engine.dispose()
         return "read-only"
     return "ok"
 
 
-def _schema() -> str:
-    """Compare the database's revision with the code's; a newer one comes from a release that is being rolled out."""
+def _check_schema() -> str:
+    """Compare the database's revision with the code's."""
     scripts = ScriptDirectory(str(MIGRATIONS))
     try:
-        rows = read(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608
+        row = _VERSION.first()
     except SQLAlchemyError as error:
-        missing = getattr(getattr(error, "orig", None), "pgcode", None) == "42P01"
-        return "behind" if missing else "unknown"
-    revision = rows[0][0] if rows else None
+        is_missing = getattr(getattr(error, "orig", None), "pgcode", None) == UNDEFINED_TABLE
+        return "behind" if is_missing else "unknown"
+    revision = row[0] if row else None
     if revision in scripts.get_heads():
         return "ok"
     try:
         return "behind" if revision is None or scripts.get_revision(revision) else "newer"
-    except CommandError:
+    except CommandError:  # a revision that this code does not know
         return "newer"
 
 
-def _redis() -> str:
-    """Ask Redis whether it would take what the service sends, and name what it would refuse."""
+def _check_redis() -> str:
+    """Ask Redis whether it would accept what the service sends, and name what it would refuse."""
     try:
-        refused = refusals(current_redis(), *NEEDED)
+        refused = refusals(current_redis(), *PROBES)
     except RedisError as error:
         redis_failed(error)
         return "read-only" if isinstance(error, ReadOnlyError) else "unavailable"

@@ -1,1 +1,1 @@
-"""Where a member is shown: the blur and the distance that others see."""
+"""Where a member is shown: the blur, and the distance that others see."""

@@ -2,7 +2,7 @@
 
 A member's exact point never leaves the service; others are shown distances from its *blur*. Each member has a grid
 of their own, turned at random by a secret, and the blur is the centre of the grid's cell around the point. The same
-place always gives the same answer, so that there is nothing to average. docs/privacy.md says what this promises and
+place always gives the same answer, so there is nothing to average. docs/privacy.md says what this promises and
 what it doesn't; benchmarks/privacy.py attacks it.
 """
 
@@ -33,7 +33,7 @@ _WIDTH_STEP = 1.01
 Where the number changes, in one row out of a hundred, cells are irregular and reach up to 520 m from their centre."""
 
 _SAME_POINT_METRES = 1.0
-"""Lets a blurred point be known again when another platform's arithmetic differs in the last stored digit."""
+"""A blurred point is recognised although another platform's arithmetic differs in the last stored digit."""
 
 _Matrix: TypeAlias = tuple[tuple[float, ...], ...]
 

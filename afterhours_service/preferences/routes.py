@@ -17,7 +17,7 @@ blueprint = Blueprint(
 @blueprint.response(201, schemas.PreferencesResponse)
 @blueprint.fails(errors.PreferencesExist, errors.ErasureInProgress)
 def create_preferences(body: dict[str, Any]) -> dict[str, Any]:
-    """Make preferences; what is left out gets a default that fits the main profile."""
+    """Create my preferences; what is left out gets a default that fits the main profile."""
     return {"preferences": service.create(current_member_id(), body)}
 
 
@@ -25,7 +25,7 @@ def create_preferences(body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.response(200, schemas.PreferencesResponse)
 @blueprint.fails(errors.PreferencesNotFound)
 def get_preferences() -> dict[str, Any]:
-    """Return one's preferences."""
+    """Return my preferences."""
     return {"preferences": service.get(current_member_id())}
 
 
@@ -34,5 +34,5 @@ def get_preferences() -> dict[str, Any]:
 @blueprint.response(200, schemas.PreferencesResponse)
 @blueprint.fails(errors.PreferencesNotFound)
 def update_preferences(body: dict[str, Any]) -> dict[str, Any]:
-    """Change some preferences; what is left out is kept."""
+    """Change some of my preferences; what is left out is kept."""
     return {"preferences": service.update(current_member_id(), body)}

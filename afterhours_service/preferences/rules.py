@@ -1,4 +1,4 @@
-"""Whom a member is likely to seek, and what preferences fit together, as pure functions."""
+"""The gender a member is likely to seek, and which age ranges are valid, as pure functions."""
 
 GENDERS = ("Any", "Male", "Female", "Non-binary")
 ORIENTATIONS = ("Straight", "Gay", "Bisexual", "Pansexual", "Queer", "Other")
@@ -13,7 +13,7 @@ _NAMES = {"male": "Male", "female": "Female"}
 
 
 def likely_seeking(gender: str | None, sexual_preference: str | None) -> str:
-    """Return the gender a member is likely to seek, from what their main profile says; Any where it says too little."""
+    """Return the gender a member is likely to seek, from their main profile; "Any" if that says too little."""
     own, preference = (gender or "").strip().lower(), (sexual_preference or "").strip().lower()
     if preference in _OTHER:
         return _OPPOSITE.get(own, "Any")

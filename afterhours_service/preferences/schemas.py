@@ -9,7 +9,7 @@ _AGE = validate.Range(rules.MIN_AGE, rules.MAX_AGE)
 
 
 class ChangesSchema(CamelCaseSchema):
-    """Preferences to be set; what is left out is kept, or gets its default."""
+    """Preferences to set; what is left out is kept, or gets its default."""
 
     seeking_gender = SafeString(validate=validate.OneOf(rules.GENDERS))
     max_distance_km = StrictInteger(validate=validate.Range(1, rules.MAX_DISTANCE_KM))

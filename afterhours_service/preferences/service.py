@@ -1,24 +1,26 @@
-"""The use cases of preferences. Each commits once."""
+"""The use cases of preferences, each one transaction."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from afterhours_service.preferences import queries, rules
-from afterhours_service.preferences.models import AfterHoursPreferences as Preferences
-from afterhours_service.stores.database import db
+from afterhours_service.preferences.queries import SETTABLE, Preferences
+from afterhours_service.stores.connection import transaction
 from afterhours_service.web import errors, gate
 
 
 def create(member_id: str, given: Mapping[str, Any]) -> Preferences:
-    """Make the member's preferences, with defaults for what is not given.
+    """Create the member's preferences, with defaults for what is not given.
 
     Raises PreferencesExist, ValidationFailed (an empty age range), or as `gate.hold_to_create`.
     """
-    gate.hold_to_create(member_id)
-    values = {"seeking_gender": rules.likely_seeking(*queries.main_profile_says(member_id)), **rules.DEFAULTS, **given}
-    _require_ages_fit(values["min_age"], values["max_age"])
-    preferences = queries.create(member_id, values)
-    db.session.commit()
+    with transaction():
+        gate.hold_to_create(member_id)
+        stated = queries.stated(member_id)
+        seeking = rules.likely_seeking(stated.gender, stated.sexual_preference)
+        values = {**dict.fromkeys(SETTABLE), "seeking_gender": seeking, **rules.DEFAULTS, **given}
+        _require_ages_fit(values["min_age"], values["max_age"])
+        preferences = queries.create(member_id, values)
     if preferences is None:
         raise errors.PreferencesExist
     return preferences
@@ -37,14 +39,13 @@ def update(member_id: str, changes: Mapping[str, Any]) -> Preferences:
 
     Raises PreferencesNotFound, ValidationFailed (the age range would be empty), or as `gate.hold`.
     """
-    gate.hold(member_id)  # a trigger writes to the session: the member first
-    stored = queries.get_locked(member_id)
-    if stored is None:
-        raise errors.PreferencesNotFound
-    _require_ages_fit(changes.get("min_age", stored.min_age), changes.get("max_age", stored.max_age))
-    preferences = queries.change(member_id, changes) if changes else stored
-    db.session.commit()
-    return preferences or stored
+    with transaction():
+        gate.hold(member_id)  # before a trigger updates the session: the member is locked first, everywhere
+        stored = queries.get_locked(member_id)
+        if stored is None:
+            raise errors.PreferencesNotFound
+        _require_ages_fit(changes.get("min_age", stored.min_age), changes.get("max_age", stored.max_age))
+        return queries.change(stored, changes) if changes else stored
 
 
 def _require_ages_fit(min_age: int | None, max_age: int | None) -> None:

@@ -1,1 +1,1 @@
-"""The After Hours profile, without which nobody goes live."""
+"""The After Hours profile, which a member needs to go live."""

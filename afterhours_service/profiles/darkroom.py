@@ -1,10 +1,10 @@
-"""The darkroom: one upload in, one photo out, in a process of its own that is thrown away afterwards.
+"""The darkroom: turns one upload into one photo, in a process of its own that ends afterwards.
 
 `imaging.process` runs this file by its path, in Python's isolated mode and with an empty environment, so it imports
-nothing of the package. Upload on stdin; on stdout `+` and the photo, or `-` and why not.
+nothing of the package. Reads the upload from stdin; writes `+` and the photo to stdout, or `-` and why it was refused.
 
-The header of a picture is checked before its pixels are decoded. What a header hides (a thousand compressed comments,
-tiles or scans that cost minutes, a bug in a decoder) meets the limits of the process instead of the service.
+A picture's header is checked before its pixels are decoded. What a header hides (a thousand compressed comments, tiles
+or scans that take minutes, a bug in a decoder) hits the limits of this process, not the service.
 """
 
 import functools
@@ -28,7 +28,7 @@ THUMBNAIL = 200
 """Side of the square thumbnail, in pixels."""
 
 MIN_SIDE = 8
-"""Shortest side accepted, in pixels: less shows nobody."""
+"""Shortest side accepted, in pixels: a smaller picture shows nobody."""
 
 MAX_SIDE = 20_000
 """Longest side accepted, in pixels: a phone's panorama has about 16,000."""
@@ -58,7 +58,7 @@ _COSINES = [[math.cos((2 * k + 1) / (2 * _SAMPLE) * wave * math.pi) for k in ran
 
 
 class Refused(Exception):
-    """The upload is not a picture that can be taken; the message is meant for the client."""
+    """The upload is not an acceptable picture; the message is for the client."""
 
 
 def develop(data: bytes) -> tuple[bytes, bytes, int, int, int]:
@@ -108,7 +108,7 @@ def _grey_sample(data: bytes, reduced: pyvips.Image) -> bytes:
             options = {"scale": 1 / shrink}
         reduced = pyvips.Image.new_from_buffer(data, "", **options).autorot()
         if reduced.get_typeof("icc-profile-data"):
-            with suppress(pyvips.Error):  # a profile that is none
+            with suppress(pyvips.Error):  # an invalid profile
                 reduced = reduced.icc_transform("srgb", embedded=True)
     grey = reduced.colourspace("b-w").thumbnail_image(_SAMPLE, height=_SAMPLE, size="force")[0]
     return bytes(grey.cast("uchar").write_to_memory())
@@ -147,7 +147,7 @@ def _jpeg_png_or_webp(data: bytes) -> pyvips.Image:
 
 
 class _Listener(logging.Handler):
-    """Keeps what is logged."""
+    """Collects log messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class _Listener(logging.Handler):
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Yield what libvips warns of meanwhile; of a picture it does so when it is done with it."""
+    """Yield the warnings of libvips; those about a picture come once it has been read."""
     listener = _Listener()
     logging.getLogger("pyvips").addHandler(listener)
     try:
@@ -169,8 +169,8 @@ def _warnings() -> Iterator[list[str]]:
 
 
 def _lacks_only_its_end(jpeg: bytes) -> bool:
-    """Tell whether a JPEG has every scan of every component, and then no end marker; no pixel is looked at."""
-    # What is still to come of each component: per coefficient, the bits that no scan has brought yet.
+    """Tell whether a JPEG has every scan of every component, and then no end marker; no pixel is decoded."""
+    # What is missing of each component: per coefficient, the bits that no scan has brought yet.
     missing: dict[int, list[int]] = {}
     at = len(_JPEG_START)
     while (marker := _AFTER_SCAN.search(jpeg, at)) and marker[0] != _JPEG_END:

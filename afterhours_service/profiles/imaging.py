@@ -1,6 +1,6 @@
 """Photos: untrusted bytes in, a clean JPEG and its thumbnail out. No Flask, no files, no network.
 
-Nothing of an upload survives but its pixels: both results are encoded anew, without metadata.
+Only the pixels of an upload are kept: both results are re-encoded, without metadata.
 The work is done by `darkroom.py` in a process of its own, so that a hostile picture costs one process at most
 `CPU_SECONDS` and `MEMORY_BYTES`, and a crash in a decoder costs nothing else. Safe with threads and after a fork.
 """
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class InvalidImage(ValueError):
-    """The upload is not a picture that can be taken; the message is meant for the client."""
+    """The upload is not an acceptable picture; the message is for the client."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Photo:
 
 
 def process(data: bytes) -> Photo:
-    """Make a photo of an uploaded JPEG, PNG, WebP or HEIC, told by its content.
+    """Make a photo of an uploaded JPEG, PNG, WebP or HEIC, recognised by its content.
 
     The image is upright, inside 1200 by 1200 pixels (never enlarged), and white where it was transparent.
-    The thumbnail is 200 by 200 pixels, enlarged if need be, cropped to where the eye goes.
+    The thumbnail is 200 by 200 pixels, enlarged if need be, cropped to what draws attention.
 
     One picture at a time per process: another thread waits its turn.
 
     Raises `InvalidImage` for anything else: other formats, animations, damaged files, pictures too small or too large,
-    or beyond the limits of time and memory.
+    or beyond the limits on time and memory.
     """
     # Python isolated from its surroundings, and none of the service's secrets in the environment.
     # The threshold keeps libvips from putting pixels into a temporary file.

@@ -1,4 +1,4 @@
-"""A profile's photo: first the new objects, then the row, then the old objects are removed."""
+"""A profile's photo: the new objects are stored first, then the row is updated, then the old objects are removed."""
 
 import re
 from collections.abc import Iterator
@@ -8,8 +8,7 @@ from uuid import uuid4
 
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.imaging import InvalidImage, process
-from afterhours_service.stores.connection import release_connection
-from afterhours_service.stores.database import db
+from afterhours_service.stores.connection import release_connection, transaction
 from afterhours_service.stores.objects import StorageUnavailable, StoredObject, current_storage
 from afterhours_service.stores.redis import only_logged
 from afterhours_service.telemetry.log import get_logger
@@ -23,29 +22,28 @@ MAX_REQUEST_BYTES = MAX_BYTES + 64 * 1024  # the file, and what multipart puts a
 JPEG = "image/jpeg"
 ORPHAN_AGE = timedelta(hours=1)
 _THUMBNAIL = "-thumbnail"
-# The keys of `upload`, which stores a thumbnail with every photo. The Node service's photos have none.
+# Keys that `upload` made: it stores a thumbnail with every photo. The Node service's photos have none.
 _HAS_THUMBNAIL = re.compile(r"/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-photo\.jpg$")
 
 
 def upload(member_id: str, data: bytes) -> str:
-    """Store a photo and its thumbnail, name them in the profile, and return the photo's key.
+    """Store a photo and its thumbnail, set the profile's photo, and return the photo's key.
 
-    Raises ProfileNotFound, FileTooLarge, InvalidImage, PhotoNotAllowed or StorageUnavailable, or as `gate.hold`; then
-    nothing is left behind.
+    Leaves nothing behind when it raises ProfileNotFound, FileTooLarge, InvalidImage, PhotoNotAllowed or
+    StorageUnavailable, or as `gate.hold`.
     """
     if len(data) > MAX_BYTES:
         raise errors.FileTooLarge
     profile = queries.get(member_id)
     if not profile:
         raise errors.ProfileNotFound
-    db.session.rollback()  # no transaction is open while pictures are made and sent,
-    release_connection()  # and no connection is held
+    release_connection()  # no connection is held while pictures are made,
     try:
         made = process(data)
     except InvalidImage as error:
         raise errors.InvalidImage(detail=str(error)) from error
     is_banned = queries.is_banned(made.phash)
-    db.session.rollback()  # as above
+    release_connection()  # or sent to the storage
     if is_banned:
         logger.warning("banned photo", member=member_id)
         raise errors.PhotoNotAllowed
@@ -54,39 +52,38 @@ def upload(member_id: str, data: bytes) -> str:
     try:
         storage.put(key, made.image, JPEG)
         storage.put(thumbnail_key(key), made.thumbnail, JPEG)
-        gate.hold(member_id)  # meanwhile the member may have erased everything, and begun anew
-        now = queries.get(member_id)
-        if now is None or now.created_at != profile.created_at:
-            raise errors.ProfileNotFound
-        _, old = queries.set_photo(member_id, key, made.phash)
-        db.session.commit()
+        with transaction():
+            gate.hold(member_id)
+            now = queries.get(member_id)
+            # The member may have erased everything since, and made a new profile.
+            if now is None or now.created_at != profile.created_at:
+                raise errors.ProfileNotFound
+            replaced = queries.set_photo(member_id, key, made.phash)
     except Exception as error:
-        db.session.rollback()
         _remove(key)
         if isinstance(error, StorageUnavailable):
             logger.warning("storage unavailable", error=str(error))
             raise errors.StorageUnavailable from error
         raise
-    if old:
-        _remove(old)
+    if replaced and replaced.photo_key:
+        _remove(replaced.photo_key)
     return key
 
 
 def delete(member_id: str) -> None:
     """Remove the photo from the profile, and then its objects. Raises ProfileNotFound."""
-    found, old = queries.set_photo(member_id, None, None)
-    db.session.commit()
-    if not found:
+    replaced = queries.set_photo(member_id, None, None)
+    if not replaced:
         raise errors.ProfileNotFound
-    if old:
-        _remove(old)
+    if replaced.photo_key:
+        _remove(replaced.photo_key)
 
 
 @only_logged("objects left to the cleanup")
 def erase(member_id: str, key: str | None) -> None:
-    """Remove the member's objects: those of `key`, and whatever else is in their folder.
+    """Remove the member's objects: those of `key`, and all others in their folder.
 
-    What fails is left to the nightly cleanup, as nothing names it any more.
+    What fails is left to the nightly cleanup, as no profile refers to it any more.
     """
     if key:
         _remove(key)
@@ -97,7 +94,7 @@ def erase(member_id: str, key: str | None) -> None:
 
 
 def url(key: str | None) -> str | None:
-    """Return an address of the object, good for a while; None without a key, or for one that no storage would have.
+    """Return a URL of the object that expires; None without a key, or for one that is not valid.
 
     The Node service may have written an empty key where there is no photo.
     """
@@ -106,12 +103,12 @@ def url(key: str | None) -> str | None:
     try:
         return current_storage().url(key)
     except ValueError:
-        logger.warning("not an object key in a profile")
+        logger.warning("invalid photo key in a profile")
         return None
 
 
 def thumbnail_url(key: str | None) -> str | None:
-    """Return an address of the photo's thumbnail, as `url` does; of the photo itself where none was stored with it."""
+    """Return a URL of the photo's thumbnail, as `url` does; of the photo itself where it has no thumbnail."""
     return url(thumbnail_key(key) if key and _HAS_THUMBNAIL.search(key) else key)
 
 
@@ -121,10 +118,10 @@ def thumbnail_key(key: str) -> str:
 
 
 def delete_orphans(after: str = "") -> Iterator[tuple[int, str]]:
-    """Delete the objects that no profile names, page by page.
+    """Delete the objects that no profile refers to, page by page.
 
-    Yields how many of a page those were, and the page's last key, from which a later run can go on. Young objects are
-    left alone: their profile may be about to be written. Raises storage.StorageUnavailable.
+    Yields how many of a page those were, and the page's last key, from which a later run can continue. Objects younger
+    than ORPHAN_AGE are kept: their profile may be about to be updated. Raises StorageUnavailable.
     """
     for page, orphans in _orphans(after):
         current_storage().delete(orphans)
@@ -132,24 +129,23 @@ def delete_orphans(after: str = "") -> Iterator[tuple[int, str]]:
 
 
 def count_orphans() -> int:
-    """Return how many objects no profile names. Raises storage.StorageUnavailable."""
+    """Return how many objects no profile refers to. Raises StorageUnavailable."""
     return sum(len(orphans) for _, orphans in _orphans(""))
 
 
 def _orphans(after: str) -> Iterator[tuple[list[StoredObject], list[str]]]:
     for page in current_storage().list(PREFIX, datetime.now(UTC) - ORPHAN_AGE, after):
-        named = queries.named_keys({key for stored in page for key in _photo_keys(stored.key)})
-        db.session.rollback()
-        yield page, [stored.key for stored in page if named.isdisjoint(_photo_keys(stored.key))]
+        referenced = queries.referenced_keys({key for stored in page for key in _photo_keys(stored.key)})
+        yield page, [stored.key for stored in page if referenced.isdisjoint(_photo_keys(stored.key))]
 
 
 def _photo_keys(key: str) -> set[str]:
-    """Return the keys by which a profile may name the object: its own, and that of the photo whose thumbnail it is."""
+    """Return the keys by which a profile may refer to the object: its own, and its photo's if it is a thumbnail."""
     return {key, key.replace(f"{_THUMBNAIL}.jpg", ".jpg")}
 
 
 def _folder(member_id: str) -> str:
-    """Return a member's folder: the id itself where it is a plain name, else its digest."""
+    """Return a member's folder: the id itself if it is a plain name, else its digest."""
     return (
         member_id
         if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", member_id)
@@ -163,6 +159,6 @@ def _remove(key: str) -> None:
     try:
         current_storage().delete([key, thumbnail_key(key)])
     except ValueError:
-        logger.warning("not an object key in a profile")
+        logger.warning("invalid photo key in a profile")
     except StorageUnavailable as error:
         logger.warning("objects left to the cleanup", error=str(error))

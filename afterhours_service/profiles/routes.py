@@ -20,16 +20,16 @@ blueprint = Blueprint("profile", __name__, url_prefix="/profile", description="W
 @blueprint.response(201, schemas.ProfileResponse)
 @blueprint.fails(errors.ProfileExists, errors.ErasureInProgress)
 def create_profile(body: dict[str, Any]) -> dict[str, Any]:
-    """Make the After Hours profile, without which nobody goes live."""
-    return _answer(service.create(current_member_id(), body.get("description")))
+    """Create my After Hours profile, which I need to go live."""
+    return _response(service.create(current_member_id(), body.get("description")))
 
 
 @blueprint.route("")
 @blueprint.response(200, schemas.ProfileResponse)
 @blueprint.fails(errors.ProfileNotFound)
 def get_profile() -> dict[str, Any]:
-    """Return one's After Hours profile."""
-    return _answer(service.get(current_member_id()))
+    """Return my After Hours profile."""
+    return _response(service.get(current_member_id()))
 
 
 @blueprint.route("", methods=["PATCH"])
@@ -37,8 +37,8 @@ def get_profile() -> dict[str, Any]:
 @blueprint.response(200, schemas.ProfileResponse)
 @blueprint.fails(errors.ProfileNotFound)
 def update_profile(body: dict[str, Any]) -> dict[str, Any]:
-    """Change the description: null clears it, leaving it out keeps it."""
-    return _answer(service.update(current_member_id(), body))
+    """Change my description: null clears it, leaving it out keeps it."""
+    return _response(service.update(current_member_id(), body))
 
 
 @blueprint.route("/photo", methods=["POST"])
@@ -54,7 +54,7 @@ def update_profile(body: dict[str, Any]) -> dict[str, Any]:
 )
 @photo_limit
 def upload_photo() -> dict[str, Any]:
-    """Set the photo: multipart, field `photo`, at most 10 MB; JPEG, PNG, WebP, HEIC or HEIF."""
+    """Set my photo: multipart, field `photo`, at most 10 MB; JPEG, PNG, WebP, HEIC or HEIF."""
     request.max_content_length = photo.MAX_REQUEST_BYTES
     if (request.content_length or 0) > photo.MAX_REQUEST_BYTES:
         raise errors.FileTooLarge
@@ -72,10 +72,10 @@ def upload_photo() -> dict[str, Any]:
 @blueprint.response(200, schemas.PhotoDeletedResponse)
 @blueprint.fails(errors.ProfileNotFound)
 def delete_photo() -> dict[str, Any]:
-    """Remove the photo; without one there is nothing to do."""
+    """Remove my photo, if there is one."""
     photo.delete(current_member_id())
     return {"message": "There is no photo any more."}
 
 
-def _answer(profile: Profile) -> dict[str, Any]:
+def _response(profile: Profile) -> dict[str, Any]:
     return {"profile": {**profile._asdict(), "photo_url": photo.url(profile.photo_key)}}

@@ -1,13 +1,15 @@
-"""What a description may be, as pure functions."""
+"""Which descriptions are valid, as pure functions."""
 
 import unicodedata
 
 import regex
 
 DESCRIPTION_LENGTH = 500  # characters as people count them
-DESCRIPTION_BYTES = 20 * DESCRIPTION_LENGTH  # in UTF-8: an emoji of a family has 18, a heap of accents no end
+DESCRIPTION_BYTES = (
+    20 * DESCRIPTION_LENGTH
+)  # in UTF-8: an emoji of a family takes 18, and accents on one letter have no limit
 
-# What the eye does not see and can be misled by: controls but the line feed, and the overrides of writing direction.
+# Invisible, and misleading: overrides of the writing direction. Controls but the line feed are not allowed either.
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 # The same as a regular expression, for the API's description. White space is trimmed, so its controls may surround it.

@@ -31,7 +31,7 @@ class Description(SafeString):
 
 
 class DescriptionSchema(CamelCaseSchema):
-    """What a member says of themselves; null clears it, leaving it out keeps it."""
+    """A member's description of themselves; null clears it, leaving it out keeps it."""
 
     description = Description(
         allow_none=True,
@@ -55,7 +55,7 @@ class ProfileSchema(CamelCaseSchema):
 
 
 class PhotoSchema(CamelCaseSchema):
-    """A photo: where it is for a while, and its key for good."""
+    """A photo: a URL that expires, and the key, which does not change."""
 
     url = fields.String()
     key = fields.String()

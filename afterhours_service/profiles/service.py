@@ -1,10 +1,10 @@
-"""The use cases of a profile. Each commits once; objects that nothing names any more are removed after the commit."""
+"""The use cases of a profile, each one transaction."""
 
 from typing import Any
 
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.queries import Profile
-from afterhours_service.stores.database import db
+from afterhours_service.stores.connection import transaction
 from afterhours_service.web import errors, gate
 
 
@@ -13,9 +13,9 @@ def create(member_id: str, description: str | None) -> Profile:
 
     Raises ProfileExists, or as `gate.hold_to_create`.
     """
-    gate.hold_to_create(member_id)
-    profile = queries.create(member_id, description)
-    db.session.commit()
+    with transaction():
+        gate.hold_to_create(member_id)
+        profile = queries.create(member_id, description)
     if profile is None:
         raise errors.ProfileExists
     return profile
@@ -30,11 +30,10 @@ def get(member_id: str) -> Profile:
 
 
 def update(member_id: str, changes: dict[str, Any]) -> Profile:
-    """Change what `changes` has; a description of None clears it. Raises ProfileNotFound."""
+    """Change what is in `changes`; a description of None clears it. Raises ProfileNotFound."""
     if "description" not in changes:
         return get(member_id)
     profile = queries.describe(member_id, changes["description"])
-    db.session.commit()
     if profile is None:
         raise errors.ProfileNotFound
     return profile

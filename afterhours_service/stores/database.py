@@ -46,8 +46,7 @@ def _find_migrations() -> Path:
 
 MIGRATIONS = _find_migrations()
 
-# What was read or written stays readable after the commit: to read it anew would fail where somebody has deleted it.
-db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
+db = SQLAlchemy(model_class=Base)
 
 migrate = Migrate(directory=str(MIGRATIONS))
 

@@ -4,7 +4,6 @@ import os
 import weakref
 
 from flask import Flask
-from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service.config import Settings
 from afterhours_service.stores.connection import release_connection
@@ -17,9 +16,6 @@ from afterhours_service.stores.database import (
 )
 from afterhours_service.stores.redis import only_logged
 from afterhours_service.telemetry import metrics
-from afterhours_service.telemetry.log import get_logger
-
-logger = get_logger(__name__)
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -43,26 +39,13 @@ def init_app(app: Flask, settings: Settings) -> None:
         ),
     }
     db.init_app(app)
-    # Flask runs these in reverse order, and so before the extension's own teardown, which raises on a lost connection.
-    for teardown in (_roll_back_session, release_connection):
-        app.teardown_appcontext(only_logged("connection not returned to the pool")(teardown))
+    app.teardown_appcontext(only_logged("connection not returned to the pool")(release_connection))
     with app.app_context():
         replace_closed_connections(db.engine)
         drop_lost_connections(db.engine)
         metrics.watch_pool(db.engine)
     migrate.init_app(app, db, compare_type=True)
     _dispose_in_children(app)
-
-
-def _roll_back_session(_error: BaseException | None) -> None:
-    """Roll back what a request or job has only read; a lost connection must not turn its answer into a failure."""
-    if not db.session.registry.has():
-        return
-    try:
-        db.session.rollback()
-    except SQLAlchemyError as error:
-        db.session().invalidate()
-        logger.warning("database away", error=type(error).__name__)
 
 
 def _dispose_in_children(app: Flask) -> None:

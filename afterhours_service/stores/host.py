@@ -18,11 +18,12 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
-from afterhours_service.stores.database import Base, db
+from afterhours_service.stores.database import Base
 from afterhours_service.stores.statements import Statement
 
 Timestamp = TIMESTAMP(timezone=True)
@@ -108,8 +109,14 @@ _STANDING = Statement(
 
 # Every start, decline and change of preferences takes this lock first, in its transaction; a withdrawal of consent and
 # an erasure take FOR UPDATE, which excludes it.
-_LOCK = text("SELECT after_hours_consent IS TRUE FROM users WHERE id = :member_id FOR KEY SHARE")
-_TRY_LOCK_ERASURE = text("SELECT pg_try_advisory_xact_lock_shared(hashtextextended(:member_id, :seed))")
+_LOCK: Statement[Any] = Statement(
+    select(User.after_hours_consent.is_(true()).label("consent"))
+    .where(User.id == bindparam("member_id"))
+    .with_for_update(read=True, key_share=True)
+)
+_TRY_LOCK_ERASURE: Statement[Any] = Statement(
+    select(func.pg_try_advisory_xact_lock_shared(func.hashtextextended(bindparam("member_id"), bindparam("seed"))))
+)
 _LOCK_ERASURE: Statement[Any] = Statement(
     select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("member_id"), bindparam("seed"))))
 )
@@ -121,14 +128,14 @@ def lock(member_id: str) -> bool | None:
 
     Returns the member's consent; None when there is no such member.
     """
-    consent: bool | None = db.session.execute(_LOCK, {"member_id": member_id}).scalar_one_or_none()
-    return consent
+    row = _LOCK.first(member_id=member_id)
+    return row and row[0]
 
 
 def try_lock_erasure(member_id: str) -> bool:
     """Hold up an erasure until the transaction ends; false when one is under way."""
-    taken: bool = db.session.execute(_TRY_LOCK_ERASURE, {"member_id": member_id, "seed": LOCK_SEED}).scalar_one()
-    return taken
+    [(taken,)] = _TRY_LOCK_ERASURE.all(member_id=member_id, seed=LOCK_SEED)
+    return bool(taken)
 
 
 def lock_erasure(member_id: str) -> None:

@@ -1,4 +1,4 @@
-"""What has served its time is ended and deleted each night, and nothing else is."""
+"""What is overdue is ended each night, what is no longer needed is deleted, and nothing else is."""
 
 import contextlib
 import time
@@ -21,7 +21,7 @@ from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE
 from afterhours_service.jobs.runs import Run, recorded_runs
 from afterhours_service.jobs.worker import Worker
 from afterhours_service.processes import periodic_jobs
-from afterhours_service.stores.database import db
+from afterhours_service.stores.statements import Statement
 from tests.factories import Factory
 from tests.processes import Processes, environ
 from tests.stopwatch import Stopwatch, eventually
@@ -66,7 +66,7 @@ def orphan(factory: Factory, table: str, how_many: int = 1) -> None:
 
 
 def fill(factory: Factory, each: int = 1) -> dict[str, int]:
-    """Write `each` rows for every step, and some for none; return what a run works off."""
+    """Write `each` rows for every step, and some for none; return what a run ends and deletes."""
     for _ in range(each):
         factory.session(factory.member(), left=-60)
         decline(factory, factory.session(factory.member(), left=-60, ended=True), age=WEEK + 60)
@@ -174,7 +174,7 @@ def test_a_dry_run_changes_nothing_and_foretells_the_run_and_a_second_run_does_n
     assert factory.count("device_fingerprints") == 1
 
 
-def test_batches_are_small_and_every_one_is_worked_off(
+def test_batches_are_small_and_every_row_is_deleted(
     app: Flask, factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "BATCH", 2)
@@ -186,7 +186,7 @@ def test_batches_are_small_and_every_one_is_worked_off(
     assert sum(rows for _, rows in seen) == sum(expected.values())
 
 
-def test_what_somebody_works_on_is_not_waited_for(app: Flask, factory: Factory, database_url: str) -> None:
+def test_locked_rows_are_not_waited_for(app: Flask, factory: Factory, database_url: str) -> None:
     fill(factory)
     with contextlib.closing(psycopg2.connect(database_url)) as other, other.cursor() as cursor:
         cursor.execute("SELECT FROM after_hours_sessions WHERE ended_at IS NOT NULL FOR UPDATE")
@@ -267,7 +267,7 @@ def test_a_step_that_fails_does_not_skip_the_later_ones(
     def failing(round_: service.Round, end: float | None) -> tuple[int, bool]:
         if round_.step == step:
             factory.execute("SELECT 1")
-            db.session.execute(text("SELECT 1 / 0"))
+            Statement(text("SELECT 1 / 0")).run()
         return work(round_, end)
 
     monkeypatch.setattr(service, "_work", failing)

@@ -161,8 +161,8 @@ def test_the_roles_that_compose_makes_are_enough_to_migrate_and_to_serve(
         with app.app_context():
             rights = "rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls"
             query = f"SELECT bool_or({rights}) FROM pg_roles WHERE rolname LIKE 'after_hours%%'"
-            assert db.session.execute(db.text(query)).scalar_one() is False
-            db.session.remove()
+            with db.engine.connect() as connection:
+                assert connection.execute(db.text(query)).scalar_one() is False
             db.engine.dispose()
     finally:
         with contextlib.closing(psycopg2.connect(os.environ["TEST_SERVER_URL"])) as connection:

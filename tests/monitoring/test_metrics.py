@@ -13,15 +13,14 @@ from flask import Flask
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
-from sqlalchemy import text
 
 from afterhours_service.cleanup import jobs as cleanup
 from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE, QUEUES
 from afterhours_service.jobs.scheduler import LEASE
 from afterhours_service.jobs.worker import Worker
-from afterhours_service.monitoring.status import look_at_everything
+from afterhours_service.monitoring.status import current_status
 from afterhours_service.sessions import jobs
-from afterhours_service.stores.database import db
+from afterhours_service.stores.connection import cursor, release_connection
 from afterhours_service.telemetry import metrics
 from tests.client import API, SESSION, end, extend, start
 from tests.factories import PLACE, SECRET, Factory, bearer
@@ -112,16 +111,16 @@ def test_no_label_has_a_member_in_it(client: FlaskClient, factory: Factory) -> N
     member = factory.member()
     for method, path in (("POST", "/session/start"), ("GET", "/consent"), ("DELETE", "/me"), ("GET", f"/{member}")):
         client.open(API + path, method=method, json={"duration": 15, **PLACE}, headers=bearer(member))
-    told = client.get("/metrics", headers={"Authorization": f"Bearer {SECRET}"}).text
-    assert member not in told
-    labels = set(re.findall(r'[{,]([a-z_]+)="', told))
+    exposed = client.get("/metrics", headers={"Authorization": f"Bearer {SECRET}"}).text
+    assert member not in exposed
+    labels = set(re.findall(r'[{,]([a-z_]+)="', exposed))
     assert labels <= {
         *("method", "route", "status", "code", "reason", "action", "job", "outcome", "queue", "step", "le"),
         *("implementation", "major", "minor", "patchlevel", "version", "generation"),
     }
 
 
-def test_the_periodic_jobs_and_redis_are_told_of(client: FlaskClient, factory: Factory, redis: Redis) -> None:
+def test_the_periodic_jobs_and_redis_are_reported(client: FlaskClient, factory: Factory, redis: Redis) -> None:
     member = factory.member()
     factory.session(member)
     factory.session(factory.member(), left=-5)
@@ -153,17 +152,18 @@ def test_every_worker_on_our_queues_is_counted_and_none_is_a_zero(client: FlaskC
         Worker(queues, connection=redis, name=name).register_birth()  # type: ignore[no-untyped-call]
     assert scrape(client)[workers] == 2
     with client.application.app_context():
-        assert {(worker["name"], worker["queues"]) for worker in look_at_everything().workers} == {
+        assert {(worker["name"], worker["queues"]) for worker in current_status().workers} == {
             ("both", ",".join(QUEUES)),
             ("timers", QUEUES[0]),
         }
 
 
-def test_connections_in_use_are_told(app: Flask) -> None:
+def test_connections_in_use_are_reported(app: Flask) -> None:
     with app.app_context():
-        db.session.execute(text("SELECT 1"))
+        with cursor() as opened:
+            opened.execute("SELECT 1")
         assert (metrics.POOL_IN_USE._value.get(), metrics.POOL_LIMIT._value.get()) == (1, 15)
-        db.session.rollback()
+        release_connection()
         assert metrics.POOL_IN_USE._value.get() == 0
 
 

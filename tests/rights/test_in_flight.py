@@ -14,11 +14,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from psycopg2.errors import LockNotAvailable
-from sqlalchemy import event
 
 from afterhours_service.profiles import imaging
 from afterhours_service.profiles import photo as photos
-from afterhours_service.stores.database import db
 from tests.client import API, FINGERPRINT, decline, erase, start, upload, withdraw
 from tests.factories import Factory, bearer
 from tests.pictures import plain
@@ -253,20 +251,23 @@ def test_what_is_in_flight_when_the_gate_shuts_is_refused(
     assert held(factory, member) == (before if refusal[1] == "CONSENT_REQUIRED" else dict.fromkeys(before, 0))
 
 
+ERASE_AT_COMMIT = """
+    CREATE FUNCTION erase() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN EXECUTE format('DELETE FROM %I WHERE user_id = $1', TG_TABLE_NAME) USING NEW.user_id; RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER erase AFTER INSERT OR UPDATE ON after_hours_preferences DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION erase();
+    CREATE CONSTRAINT TRIGGER erase AFTER INSERT OR UPDATE ON after_hours_profiles DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION erase();
+"""
+
+
 @pytest.mark.parametrize("call", ["create preferences", "change preferences", "create profile"])
 def test_what_is_erased_between_commit_and_answer_is_answered(app: Flask, factory: Factory, call: str) -> None:
     member = factory.member(profile=False)
     if call == "change preferences":
         factory.execute("INSERT INTO after_hours_preferences (user_id) VALUES (%s)", member)
-
-    def erase(_session: Any) -> None:
-        for table in ("after_hours_preferences", "after_hours_profiles"):
-            factory.execute(f"DELETE FROM {table} WHERE user_id = %s", member)
-
-    event.listen(db.session, "after_commit", erase)
-    try:
-        response = CALLS[call](app.test_client(), member)
-    finally:
-        event.remove(db.session, "after_commit", erase)
+    factory.execute(ERASE_AT_COMMIT)
+    response = CALLS[call](app.test_client(), member)
     assert response.status_code == (200 if call == "change preferences" else 201)
     assert response.json[call.split()[1]]["userId"] == member
+    assert not any(held(factory, member).values())

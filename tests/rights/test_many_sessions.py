@@ -92,11 +92,9 @@ def test_a_decline_costs_those_who_look_around_a_few_rows(
         for member, another in ((other, old_hand), (old_hand, other)):
             me = discovery.asker(member)
             assert me
-            around = discovery._parameters(me, 20, LEAD, None)
-            for statement in (discovery._PAGE, discovery._COUNT):
-                assert cost(statement, discovery._AS_WRITTEN, **around) <= 3
-            assert cost(discovery._IS_SEEN, **around, other_id=another) <= 3
-            assert cost(discovery._HAS_DECLINED, **discovery._pair(me, another)) <= 3
+            around = {**discovery._parameters(me, LEAD), "limit": 20, "other_id": another}
+            for statement in (discovery._PAGE, discovery._COUNT, discovery._CANDIDATE, discovery._DECLINE_IN_FORCE):
+                assert cost(statement, **statement._constants, **around) <= 3
     assert len(look(client, other)["members"]) == (1 if since else 0)
 
 

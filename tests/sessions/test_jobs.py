@@ -22,7 +22,7 @@ from afterhours_service.jobs.jobs import QUEUES, TIMERS_QUEUE, job
 from afterhours_service.jobs.worker import Worker
 from afterhours_service.sessions import service
 from afterhours_service.sessions.jobs import reconcile, session_timer
-from afterhours_service.stores.database import db
+from afterhours_service.stores.statements import Statement
 from tests.client import extend, start
 from tests.factories import Factory
 
@@ -228,7 +228,8 @@ def test_a_session_being_extended_is_left_alone(app: Flask, factory: Factory, da
 
 @job
 def tell_time() -> str:
-    return str(db.session.execute(text("SELECT now()")).scalar_one())
+    [(now,)] = Statement[Any](text("SELECT now()")).all()
+    return str(now)
 
 
 @pytest.fixture

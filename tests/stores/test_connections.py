@@ -63,6 +63,6 @@ def test_a_connection_goes_back_as_it_came(app: Flask, client: FlaskClient, fact
         use()
         with app.app_context():
             assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-            db.session.execute(text("UPDATE users SET after_hours_consent = false"))
-            db.session.rollback()
+            with db.engine.connect() as connection:  # which never commits
+                connection.execute(text("UPDATE users SET after_hours_consent = false"))
         assert factory.execute("SELECT after_hours_consent FROM users")[0].after_hours_consent is True

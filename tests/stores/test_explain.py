@@ -15,7 +15,6 @@ from afterhours_service.places.blur import Point
 from afterhours_service.rights import queries as members
 from afterhours_service.sessions import queries as sessions
 from afterhours_service.stores import host
-from afterhours_service.stores.database import db
 from tests.factories import Factory
 from tests.wire import Wire
 
@@ -33,13 +32,13 @@ def start() -> None:
 
 def find() -> None:
     for name, step in cleanup.STEPS.items():
-        for after in (None, [PLACES[column] for column, _ in step.order]):
+        for after in (None, [PLACES[column.key] for column in step.order]):
             cleanup.find(name, 200, WEEK, after)
 
 
-def delete() -> None:
+def delete_rows() -> None:
     for name, step in cleanup.STEPS.items():
-        cleanup.delete(name, [[PLACES[column] for column, _ in step.order]], WEEK)
+        cleanup.delete_rows(name, [[PLACES[column.key] for column in step.order]], WEEK)
 
 
 CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
@@ -66,9 +65,11 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     members.erase: ("m7",),
     cleanup.try_lock: (),
     find: (),
-    delete: (),
+    delete_rows: (),
     cleanup.count: (WEEK,),
 }
+# For each execution anew (plan_cache_mode): the plan for any values is never used.
+PLANNED_FOR_THEIR_VALUES = {"find", "count"}
 # Whose user is gone is only known by looking at all, once a night; and what a dry run counts may be most of a table.
 # The table of expiries to be published is next to empty, but in an outage of Redis.
 LOOK_AT_ALL = {
@@ -130,8 +131,9 @@ def test_no_statement_reads_a_table_from_end_to_end(
                     assert [name for name, pages in members.export("m7") if list(pages)]
                 else:
                     call(*arguments)
-                db.session.rollback()
                 for statement in explainable(wire.queries):
+                    if call.__name__ in PLANNED_FOR_THEIR_VALUES and "GENERIC_PLAN" in statement:
+                        continue
                     [explained] = factory.execute(statement)
                     found[call.__name__, statement] = set(scans(explained[0][0]["Plan"]))
     assert {name for name, statement in found if "GENERIC_PLAN" not in statement} == {c.__name__ for c in CALLS}
