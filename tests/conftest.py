@@ -6,6 +6,8 @@ when set, are used instead of the embedded pair (REDIS_URL only without parallel
 
 import contextlib
 import dataclasses
+import functools
+import gc
 import itertools
 import json
 import os
@@ -77,6 +79,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"tests that share an id: {', '.join(shared)}")
 
 
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what lives until the end: modules, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
     """Stop what this process started."""
     _servers.close()
@@ -95,12 +103,18 @@ def _make_template() -> None:
         db.engine.dispose()
 
 
+@functools.cache
+def _server() -> Any:
+    """Return this process's connection to the server, over which it makes and drops databases."""
+    connection = _servers.enter_context(contextlib.closing(psycopg2.connect(os.environ["TEST_SERVER_URL"])))
+    connection.autocommit = True
+    return connection
+
+
 def _execute(*statements: str) -> None:
-    with contextlib.closing(psycopg2.connect(os.environ["TEST_SERVER_URL"])) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            for statement in statements:
-                cursor.execute(statement)
+    with _server().cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
 
 
 def _database_url(name: str) -> str:
@@ -232,8 +246,11 @@ def events(redis: Redis) -> Iterator[Callable[[], list[dict[str, Any]]]]:
         subscription.get_message(timeout=1)
 
         def read() -> list[dict[str, Any]]:
-            messages = iter(lambda: subscription.get_message(timeout=0.05), None)
-            return [json.loads(message["data"]) for message in messages]
+            # The pong comes after whatever was published before the ping: nothing is waited for in vain.
+            subscription.ping("now")
+            messages = iter(lambda: subscription.get_message(timeout=60), None)
+            until_now = itertools.takewhile(lambda message: message["type"] != "pong", messages)
+            return [json.loads(message["data"]) for message in until_now]
 
         yield read
 
