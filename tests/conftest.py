@@ -41,7 +41,7 @@ from tests.outages import OwnValkey
 from tests.wire import Wire
 
 ROOT = Path(__file__).parent.parent
-# A busy machine is no failure, and the fixtures of a property's test stay the same from example to example.
+# No deadline: the machine may be busy. The examples of a property share its fixtures.
 hypothesis.settings.register_profile(
     "after-hours",
     deadline=None,
@@ -73,14 +73,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse tests that share an id: a parallel run would keep one of them, and leave the others out in silence."""
+    """Refuse tests that share an id: a parallel run would silently skip all but one of them."""
     shared = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
     if shared:
         raise pytest.UsageError(f"tests that share an id: {', '.join(shared)}")
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what lives until the end: modules, and thousands of tests."""
+    """Exempt modules and collected tests from garbage collection: they live until the end."""
     gc.collect()
     gc.freeze()
 
@@ -193,14 +193,14 @@ def settings(
     database_url: str, redis_url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Settings:
     """Return the settings of this test's app."""
-    if "own_valkey" not in request.fixturenames:  # a machine that stands still is no outage
+    if "own_valkey" not in request.fixturenames:  # a slow machine must not look like an outage
         monkeypatch.setattr("afterhours_service.stores.redis.HTTP_TIMEOUT_SECONDS", 10)
     return make_settings(database_url, redis_url)
 
 
 @pytest.fixture
 def app(settings: Settings, redis: Redis, request: pytest.FixtureRequest) -> Iterator[Flask]:
-    """Return an app; no context is pushed: each request and job has its own, as in earnest."""
+    """Return an app; no context is pushed: each request and job has its own, as in production."""
     app = create_app(settings)
     app.testing = True
     yield app
@@ -212,7 +212,7 @@ def app(settings: Settings, redis: Redis, request: pytest.FixtureRequest) -> Ite
 
 @pytest.fixture
 def patience(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let whoever waits for a connection or a lock have it, however slow the machine: where the order alone counts."""
+    """Wait up to a minute for a connection or a lock: for tests of order, which a slow machine must not fail."""
 
     def wait(connection: Any, _record: Any) -> None:
         with connection.cursor() as cursor:
@@ -232,7 +232,7 @@ def client(app: Flask) -> FlaskClient:
 
 @pytest.fixture
 def factory(database_url: str) -> Iterator[Factory]:
-    """Return what makes members and moves their sessions through time, over a connection of its own."""
+    """Return a factory of members and sessions, with a connection of its own."""
     with contextlib.closing(psycopg2.connect(database_url)) as connection:
         connection.autocommit = True
         yield Factory(connection)
@@ -246,7 +246,7 @@ def events(redis: Redis) -> Iterator[Callable[[], list[dict[str, Any]]]]:
         subscription.get_message(timeout=1)
 
         def read() -> list[dict[str, Any]]:
-            # The pong comes after whatever was published before the ping: nothing is waited for in vain.
+            # The pong arrives after everything that was published before the ping, so no timeout is needed.
             subscription.ping("now")
             messages = iter(lambda: subscription.get_message(timeout=60), None)
             until_now = itertools.takewhile(lambda message: message["type"] != "pong", messages)
@@ -275,7 +275,7 @@ def make_app(settings: Settings, redis: Redis) -> Iterator[Callable[..., Flask]]
 
 @pytest.fixture
 def wire(database_url: str) -> Iterator[Wire]:
-    """Return a tapped way to this test's database."""
+    """Return a proxy in front of this test's database, which records the queries."""
     with tempfile.TemporaryDirectory(prefix="wire-") as folder, Wire(Path(folder), database_url) as wire:
         thread = threading.Thread(target=wire.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -286,7 +286,7 @@ def wire(database_url: str) -> Iterator[Wire]:
 
 @pytest.fixture
 def own_valkey() -> Iterator[OwnValkey]:
-    """Return a Valkey of this test's own, running; it may be stopped, paused, and started again."""
+    """Return a running Valkey for this test alone, which it may stop, pause and start again."""
     server = OwnValkey(Path(os.environ["TEST_FOLDER"]) / f"own-{os.getpid()}")
     server.start()
     yield server
