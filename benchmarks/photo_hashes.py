@@ -139,7 +139,7 @@ def main(folder: Path) -> None:
     apart = [(a ^ b).bit_count() for a, b in itertools.combinations(ours, 2)]
     near = sum(distance < BAN_DISTANCE for distance in apart)
     print(f"\nDifferent pictures: {statistics.median(apart):g} bits in the median, {min(apart)} at least;")
-    print(f"{near} of {len(apart)} pairs would be taken for the same.")
+    print(f"{near} of {len(apart)} pairs would count as the same picture.")
 
 
 if __name__ == "__main__":

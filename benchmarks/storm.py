@@ -65,7 +65,7 @@ class Storm:
     _with_device: set[str] = field(default_factory=set)
 
     def run(self, threads: int, *, seconds: float | None = None, requests: int | None = None, seed: int = 0) -> None:
-        """Send for so many seconds, or so many requests from each thread."""
+        """Send for `seconds`, or `requests` from each thread."""
         # A thread has up to two connections.
         with self.app.app_context():
             db.engine.pool._max_overflow = -1  # type: ignore[attr-defined]  # noqa: SLF001

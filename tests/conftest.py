@@ -6,6 +6,8 @@ when set, are used instead of the embedded pair (REDIS_URL only without parallel
 
 import contextlib
 import dataclasses
+import functools
+import gc
 import itertools
 import json
 import os
@@ -39,7 +41,7 @@ from tests.outages import OwnValkey
 from tests.wire import Wire
 
 ROOT = Path(__file__).parent.parent
-# A busy machine is no failure, and the fixtures of a property's test stay the same from example to example.
+# No deadline: the machine may be busy. The examples of a property share its fixtures.
 hypothesis.settings.register_profile(
     "after-hours",
     deadline=None,
@@ -71,10 +73,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse tests that share an id: a parallel run would keep one of them, and leave the others out in silence."""
+    """Refuse tests that share an id: a parallel run would silently skip all but one of them."""
     shared = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
     if shared:
         raise pytest.UsageError(f"tests that share an id: {', '.join(shared)}")
+
+
+def pytest_collection_finish() -> None:
+    """Exempt modules and collected tests from garbage collection: they live until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
@@ -95,12 +103,18 @@ def _make_template() -> None:
         db.engine.dispose()
 
 
+@functools.cache
+def _server() -> Any:
+    """Return this process's connection to the server, over which it makes and drops databases."""
+    connection = _servers.enter_context(contextlib.closing(psycopg2.connect(os.environ["TEST_SERVER_URL"])))
+    connection.autocommit = True
+    return connection
+
+
 def _execute(*statements: str) -> None:
-    with contextlib.closing(psycopg2.connect(os.environ["TEST_SERVER_URL"])) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            for statement in statements:
-                cursor.execute(statement)
+    with _server().cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
 
 
 def _database_url(name: str) -> str:
@@ -179,14 +193,14 @@ def settings(
     database_url: str, redis_url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Settings:
     """Return the settings of this test's app."""
-    if "own_valkey" not in request.fixturenames:  # a machine that stands still is no outage
+    if "own_valkey" not in request.fixturenames:  # a slow machine must not look like an outage
         monkeypatch.setattr("afterhours_service.stores.redis.HTTP_TIMEOUT_SECONDS", 10)
     return make_settings(database_url, redis_url)
 
 
 @pytest.fixture
 def app(settings: Settings, redis: Redis, request: pytest.FixtureRequest) -> Iterator[Flask]:
-    """Return an app; no context is pushed: each request and job has its own, as in earnest."""
+    """Return an app; no context is pushed: each request and job has its own, as in production."""
     app = create_app(settings)
     app.testing = True
     yield app
@@ -198,7 +212,7 @@ def app(settings: Settings, redis: Redis, request: pytest.FixtureRequest) -> Ite
 
 @pytest.fixture
 def patience(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let whoever waits for a connection or a lock have it, however slow the machine: where the order alone counts."""
+    """Wait up to a minute for a connection or a lock: for tests of order, which a slow machine must not fail."""
 
     def wait(connection: Any, _record: Any) -> None:
         with connection.cursor() as cursor:
@@ -218,7 +232,7 @@ def client(app: Flask) -> FlaskClient:
 
 @pytest.fixture
 def factory(database_url: str) -> Iterator[Factory]:
-    """Return what makes members and moves their sessions through time, over a connection of its own."""
+    """Return a factory of members and sessions, with a connection of its own."""
     with contextlib.closing(psycopg2.connect(database_url)) as connection:
         connection.autocommit = True
         yield Factory(connection)
@@ -232,8 +246,11 @@ def events(redis: Redis) -> Iterator[Callable[[], list[dict[str, Any]]]]:
         subscription.get_message(timeout=1)
 
         def read() -> list[dict[str, Any]]:
-            messages = iter(lambda: subscription.get_message(timeout=0.05), None)
-            return [json.loads(message["data"]) for message in messages]
+            # The pong arrives after everything that was published before the ping, so no timeout is needed.
+            subscription.ping("now")
+            messages = iter(lambda: subscription.get_message(timeout=60), None)
+            until_now = itertools.takewhile(lambda message: message["type"] != "pong", messages)
+            return [json.loads(message["data"]) for message in until_now]
 
         yield read
 
@@ -258,7 +275,7 @@ def make_app(settings: Settings, redis: Redis) -> Iterator[Callable[..., Flask]]
 
 @pytest.fixture
 def wire(database_url: str) -> Iterator[Wire]:
-    """Return a tapped way to this test's database."""
+    """Return a proxy in front of this test's database, which records the queries."""
     with tempfile.TemporaryDirectory(prefix="wire-") as folder, Wire(Path(folder), database_url) as wire:
         thread = threading.Thread(target=wire.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -269,7 +286,7 @@ def wire(database_url: str) -> Iterator[Wire]:
 
 @pytest.fixture
 def own_valkey() -> Iterator[OwnValkey]:
-    """Return a Valkey of this test's own, running; it may be stopped, paused, and started again."""
+    """Return a running Valkey for this test alone, which it may stop, pause and start again."""
     server = OwnValkey(Path(os.environ["TEST_FOLDER"]) / f"own-{os.getpid()}")
     server.start()
     yield server

@@ -1,4 +1,4 @@
-"""Members of the host, in every state the gate knows, and sessions moved through time."""
+"""Members of the host, in every state the gate knows, and their sessions."""
 
 import itertools
 import os
@@ -29,7 +29,7 @@ def bearer(member_id: str) -> dict[str, str]:
 
 
 class Factory:
-    """Writes rows as the host would, and reads them as an auditor would."""
+    """Writes rows as the host does, and reads any row."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -85,7 +85,7 @@ class Factory:
         return str(rows[0].id)
 
     def travel(self, seconds: float) -> None:
-        """Let `seconds` pass for every session: all its moments move into the past."""
+        """Move every session `seconds` into the past."""
         self.execute(
             """
             UPDATE after_hours_sessions SET started_at = started_at - d, expires_at = expires_at - d,
@@ -104,7 +104,7 @@ class Factory:
         return count
 
     def let_leases_expire(self) -> None:
-        """Let the time pass that a worker has to publish the expiries that it has taken from the outbox."""
+        """Let every publish lease of the outbox expire."""
         self.execute("UPDATE after_hours_untold SET tell_at = tell_at - interval '11 seconds'")
 
     def waiting(self) -> int:

@@ -1,4 +1,4 @@
-"""A Valkey of a test's own, to be stopped, paused, and started again."""
+"""A Valkey for one test, which may stop, pause and start it again."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from dev.embedded import home, valkey
 
 
 class OwnValkey:
-    """Runs from `start` until `stop`; it forgets everything when it stops."""
+    """Runs from `start` until `stop`; loses its data when it stops."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -26,7 +26,7 @@ class OwnValkey:
         self._running.close()
 
     def pause(self) -> None:
-        """Let it keep its connections, take new ones, and answer none."""
+        """Keep its connections open and accept new ones, but answer none."""
         os.kill(self._pid, signal.SIGSTOP)
 
     def resume(self) -> None:

@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 class Process:
-    """A process of the service, and what it wrote."""
+    """A process of the service, and its output."""
 
     def __init__(self, command: str, folder: Path, cwd: Path, **environ: str) -> None:
         self._log = folder / f"{time.monotonic_ns()}.log"
@@ -69,7 +69,7 @@ class Process:
         return self._log.read_text()
 
     def says(self, pattern: str, times: int = 1) -> re.Match[str]:
-        """Wait until the process has written it so many times; return the last."""
+        """Wait until the process has written it that many times; return the last match."""
 
         def look() -> re.Match[str] | None:
             assert self._process.poll() is None, self.output()
@@ -83,7 +83,7 @@ class Process:
         self._process.send_signal(signal.SIGTERM)
 
     def exit_code(self, seconds: float = STOP_SECONDS) -> int:
-        """Wait for the end, which is to come within so many seconds in which the machine didn't stand still."""
+        """Wait for the process to end, within `seconds` on the stopwatch, and return its exit code."""
         with Stopwatch() as took:
             code = self._process.wait(60 + seconds)
         assert took.seconds <= seconds

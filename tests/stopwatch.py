@@ -1,4 +1,4 @@
-"""Time as a test may judge it: without the stalls of a machine that others use as well."""
+"""Time on a busy machine: how long the code took, and waiting without a fixed sleep."""
 
 import threading
 import time
@@ -10,10 +10,10 @@ STALL_SECONDS = 0.02
 
 
 class Stopwatch:
-    """Measures how long its block took, less the stalls that a thread beside it met meanwhile.
+    """Measures how long its block took, less the time in which the machine ran neither the block nor a second thread.
 
-    A wait of the code under test counts in full: the thread ticks on. It doesn't when the machine gives neither a turn,
-    nor while the block holds the interpreter's lock: so it is for what waits, not for what computes.
+    Waits of the code under test count in full: the second thread keeps ticking. Code that holds the interpreter's lock
+    looks like a stall, so measure waiting with this, not computing.
     """
 
     seconds = 0.0

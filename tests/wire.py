@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 
 
 class Wire(socketserver.ThreadingUnixStreamServer):
-    """Forwards connections to a database, and remembers every query message: each is one round trip.
+    """Forwards connections to a database and records every query message: each is one round trip.
 
     psycopg2 speaks the simple protocol only: a query message goes out, and the answer is waited for.
     """

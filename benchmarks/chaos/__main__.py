@@ -106,7 +106,7 @@ class Programme:
             time.sleep(0.1)
             look, now = self._probe.last, time.time()
             answered, failed = self._load.answers_since(max(healed, now - 0.5))
-            if failed or look is None or look.at < healed or look.missing or look.overdue or look.untold:
+            if failed or look is None or look.at < healed or look.missing or look.overdue or look.unpublished:
                 since = None
             elif answered:
                 since = since or look.at
@@ -119,8 +119,8 @@ class Programme:
         while time.monotonic() < end:
             active = self._stack.query("SELECT count(*) FROM after_hours_sessions WHERE ended_at IS NULL")[0][0]
             look = self._probe.last
-            if not active and look and not look.untold:
-                time.sleep(GRACE_SECONDS)  # for an event told twice
+            if not active and look and not look.unpublished:
+                time.sleep(GRACE_SECONDS)  # for an event that is published twice
                 return
             time.sleep(0.5)
 

@@ -31,7 +31,7 @@ BAD_ANSWER = "wrong answer, 500 or hang"
 RECOVERY_SECONDS = 60.0
 HANG_SECONDS = 10.0
 LAPSE_SECONDS = 2.0  # a shared timer is taken away for a moment when one who shares it leaves
-EXAMPLES = 2  # of each kind and turn are told
+EXAMPLES = 2  # reported of each kind and turn
 EXPECTED = {"start": {201, 409}, "extend": {200, 404}, "end": {200, 404}, "status": {200}}
 NOT_DONE = {"REFUSED", "AUTH_UNAVAILABLE"}  # codes of failures that say that nothing was done
 Line = Mapping[str, Any]
@@ -102,7 +102,7 @@ class Turn:
     errors: collections.Counter[str] = field(default_factory=collections.Counter)
     violations: collections.Counter[str] = field(default_factory=collections.Counter)
     ran_out: int = 0  # sessions
-    doubled: int = 0  # of them told more than once
+    doubled: int = 0  # of them published more than once
     unheard: int = 0  # of them never heard by the subscriber, which was disconnected in that turn
     starts: list[float] = field(default_factory=list)  # seconds of each, from the second second of a lasting fault
     delays: list[float] = field(default_factory=list)  # seconds from each expiry to its event
@@ -233,7 +233,7 @@ class _Checker:
                 self._violation(ACTIVE_TOO_LONG, op.invoked, (end, op))
 
     def _check_extent(self, row: Row, ops: Sequence[Op]) -> None:
-        """Judge how long a session was: as started, and as extended by all who were told so, and by nobody else."""
+        """Judge how long a session was: as started, plus every confirmed extension, and no other."""
         started = [op for op in ops if op.op == "start" and op.is_done and op.session["id"] == row.id]
         if len(started) > 1:
             self._violation(TWO_ACTIVE, row.started, (row, started))
@@ -244,7 +244,7 @@ class _Checker:
             self._violation(UNASKED, row.started, row)
             return
         extensions = [op for op in ops if op.op == "extend"]
-        told = sum(op.minutes or 0 for op in extensions if op.is_done and op.session["id"] == row.id)
+        confirmed = sum(op.minutes or 0 for op in extensions if op.is_done and op.session["id"] == row.id)
         perhaps = [
             op.minutes or 0
             for op in extensions
@@ -253,7 +253,7 @@ class _Checker:
         sums = {0}
         for minutes in perhaps:
             sums |= {total + minutes for total in sums}
-        extras = {row.expires - math.ceil(round(row.started + (op.minutes or 0), 6)) - told for op in asked}
+        extras = {row.expires - math.ceil(round(row.started + (op.minutes or 0), 6)) - confirmed for op in asked}
         if not extras & sums:
             self._violation(LOST if max(extras) < 0 else UNASKED, row.started, row)
 
@@ -286,9 +286,9 @@ class _Checker:
                 self._violation(EVENT_FALSE, moments[0], (session, row))
         for row in self.rows.values():
             if row.ended == row.expires:
-                self._check_told(row, heard[row.id])
+                self._check_published(row, heard[row.id])
 
-    def _check_told(self, row: Row, moments: Sequence[float]) -> None:
+    def _check_published(self, row: Row, moments: Sequence[float]) -> None:
         turn, phase = self._turn(row.expires), self._phase(row.expires)
         next_begin = next((begin for begin in self.begins if begin > row.expires), math.inf)
         turn.ran_out += 1
@@ -331,7 +331,7 @@ class _Checker:
             for second, moment in since_when.items():
                 if look["at"] - moment >= LAPSE_SECONDS:
                     self._violation(TIMER_MISSING, moment, second)
-                    since_when[second] = math.inf  # told once
+                    since_when[second] = math.inf  # reported once
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:

@@ -25,7 +25,7 @@ GONE = "afterhours_service.sessions.jobs.a_job_of_the_previous_release"
 class Fault(NamedTuple):
     """A fault and what is promised under it.
 
-    lasts: whether it goes on until it is healed. may_double: whether an expiry event may be told twice.
+    lasts: whether it goes on until it is healed. may_double: whether an expiry may be published twice.
     """
 
     name: str

@@ -61,7 +61,7 @@ class Subscriber(Observer):
 
     def __init__(self, stack: Stack, history: History) -> None:
         super().__init__(stack, history)
-        self.heard: set[str] = set()  # sessions whose expiry was told
+        self.heard: set[str] = set()  # sessions whose expiry was published
         self.connected_since = 0.0
 
     def _run(self) -> None:
@@ -95,7 +95,7 @@ class Look(NamedTuple):
     at: float
     missing: list[int]  # whole seconds that lack a timer
     overdue: int  # sessions that ran out, and that nobody ended
-    untold: int  # sessions that ran out, and whose event was not heard
+    unpublished: int  # expired sessions whose event was not heard
 
 
 class Probe(Observer):
@@ -122,12 +122,12 @@ class Probe(Observer):
             cursor.execute(_OVERDUE, {"grace": GRACE_SECONDS})
             [(overdue,)] = cursor.fetchall()
             cursor.execute(_TOLD, {"since": self._subscriber.connected_since, "until": at - GRACE_SECONDS})
-            untold = {session for (session,) in cursor} - self._subscriber.heard
+            unpublished = {session for (session,) in cursor} - self._subscriber.heard
             cursor.execute(_EXPIRIES)
             expiries = cursor.fetchall()
         needed = {second for second, _ in expiries}
         needed |= {second - WARNING_SECONDS for second, now in expiries if second - WARNING_SECONDS > now + 1}
-        return Look(at, sorted(needed - self._armed()), overdue, len(untold))
+        return Look(at, sorted(needed - self._armed()), overdue, len(unpublished))
 
     def _armed(self) -> set[int]:
         """Return the seconds that have a timer, and a job for it."""

@@ -44,7 +44,7 @@ NODE = {
 
 
 class Case(NamedTuple):
-    """So many sessions that expire within so many seconds, measured so often."""
+    """A number of sessions, the seconds within which they expire, and how often that is measured."""
 
     sessions: int
     spread: int
@@ -93,7 +93,7 @@ SMALL = Plan(
 
 
 def main() -> None:
-    """Measure, part by part, and tell on standard error how far it is."""
+    """Measure, part by part; progress goes to standard error."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--small", action="store_true", help="a trial: small sizes, one run each, printed only")
     arguments.add_argument("--only", choices=PARTS, action="append", help="only this part, printed only")

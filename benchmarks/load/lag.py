@@ -42,7 +42,7 @@ class Lag(NamedTuple):
 
 
 def measure(stack: Stack, arm: Arm, *, sessions: int, spread: int = 1, lead: int = 5) -> Lag:
-    """Let `sessions` sessions expire within `spread` seconds, and see when their ends are told.
+    """Let `sessions` sessions expire within `spread` seconds, and see when their ends are published.
 
     lead: seconds until the first expires. Raises NotArmed when not all are armed by then, and RuntimeError when an
     event came early, twice or not at all.
@@ -58,7 +58,7 @@ def measure(stack: Stack, arm: Arm, *, sessions: int, spread: int = 1, lead: int
         if time.time() >= at:
             raise NotArmed(f"{sessions} sessions were not armed within {lead} s")
         time.sleep(max(0, at + spread - 1 - time.time()))
-        with contextlib.suppress(TimeoutError):  # told below
+        with contextlib.suppress(TimeoutError):  # reported below
             wait_for(lambda: sum(data.count(b"\n") for _, data in chunks) >= sessions * LINES, PATIENCE_SECONDS)
         time.sleep(0.2)
     expiries = dict(
@@ -68,10 +68,10 @@ def measure(stack: Stack, arm: Arm, *, sessions: int, spread: int = 1, lead: int
             sessions,
         )
     )
-    told = list(_expired(chunks))
-    if len(told) != sessions or len({session for session, _ in told}) != sessions:
-        raise RuntimeError(f"{sessions} sessions expired, {len(told)} ends were told")
-    lags = sorted(moment - expiries[session] for session, moment in told)
+    published = list(_expired(chunks))
+    if len(published) != sessions or len({session for session, _ in published}) != sessions:
+        raise RuntimeError(f"{sessions} sessions expired, {len(published)} ends were published")
+    lags = sorted(moment - expiries[session] for session, moment in published)
     if lags[0] < 0:
         raise RuntimeError(f"a session ended {-lags[0]} s early")
     return Lag(lags[len(lags) // 2], lags[int(len(lags) * 0.99)], lags[-1])
@@ -132,7 +132,7 @@ def _listen(path: Path) -> Iterator[list[tuple[float, bytes]]]:
 
 
 def _expired(chunks: list[tuple[float, bytes]]) -> Iterator[tuple[str, float]]:
-    """Yield the session of each expiry that was told, and the moment at which the last byte of it had arrived."""
+    """Yield the session of each expiry that was published, and the moment at which the last byte of it had arrived."""
     ends = list(accumulate(len(data) for _, data in chunks))
     offset = 0
     for line in b"".join(data for _, data in chunks).split(b"\r\n"):

@@ -134,7 +134,7 @@ def run_wrk(
 ) -> dict[str, int]:
     """Run the generator, and return what it counted; latencies in microseconds.
 
-    skip: leave out the first so many members. give_up: the seconds after which an answer counts as broken.
+    skip: how many members to leave out. give_up: the seconds after which an answer counts as failed.
     """
     script = Path(__file__).with_name("request.lua")
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={give_up}s", "-s", str(script), url]

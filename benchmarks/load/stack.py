@@ -85,12 +85,12 @@ class Stack:
         wait_for(lambda: self.redis.zscore(SCHEDULED, f"session-timer-{second}") is not None, ARMED_SECONDS)
 
     def reconcile_now(self) -> None:
-        """Let the reconciliation come now, and wait until it has been handed over."""
+        """Make the reconciliation due now, and wait until it is enqueued."""
         self.redis.zadd(SCHEDULED, {RECONCILE: time.time()})
         wait_for(lambda: (self.redis.zscore(SCHEDULED, RECONCILE) or 0) > time.time(), START_SECONDS)  # type: ignore[operator]
 
     def scale(self, workers: int) -> None:
-        """Let gunicorn have so many worker processes, and wait until it has."""
+        """Set the number of gunicorn workers, and wait until they run."""
         master = self.processes["web"]
         while missing := workers - len(children(master)):
             os.kill(master, signal.SIGTTIN if missing > 0 else signal.SIGTTOU)

@@ -67,8 +67,8 @@ class TestRedisAway:
                     with after_commit() as pipeline:
                         pipeline.ping()
             assert is_redis_away()
-        assert first.seconds < HTTP_TIMEOUT_SECONDS + 0.2
-        assert others.seconds < 0.05
+        assert first.seconds < 2 * HTTP_TIMEOUT_SECONDS
+        assert others.seconds < HTTP_TIMEOUT_SECONDS
         assert caplog.text.count("redis away") == 1
 
     @OUTAGES

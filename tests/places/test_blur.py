@@ -215,6 +215,7 @@ def within_100_metres(errors: list[float]) -> float:
     return float(np.mean(np.array(errors) <= 100))
 
 
+@pytest.mark.xdist_group("blur")  # simulated once, not by each parallel worker
 @pytest.mark.parametrize("home", [ANYWHERE, EDGE])
 @pytest.mark.parametrize("estimator", ["mean", "median", "intersection", "likelihood"])
 def test_a_thousand_sessions_betray_no_more_than_one(

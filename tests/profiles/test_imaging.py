@@ -386,13 +386,13 @@ SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="64" 
     ],
 )
 def test_anything_else_is_refused_at_once(data: bytes, message: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
 
     with pytest.raises(Refused) as refusal:
         develop(data)
 
     assert str(refusal.value) == message
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

@@ -18,7 +18,7 @@ _redis = Redis.from_url(os.environ["REDIS_URL"])
 
 
 def end(session_id: str, member_id: str) -> None:
-    """End one session, if it is due, and tell of it."""
+    """End one session, if it is due, and publish that."""
     with _database.cursor() as cursor:
         cursor.execute(
             """UPDATE after_hours_sessions SET ended_at = expires_at
