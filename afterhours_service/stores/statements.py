@@ -1,16 +1,14 @@
 """Statements: built from the models once, compiled once, and planned once by each connection.
 
-The reason is CPU: the two reads of a status take 160 µs this way, 344 as Core statements on an autocommit connection,
-and 456 in the ORM's session (client and server together).
+The reason is CPU: a status takes 160 µs for its two reads this way, 344 by Core on autocommit, 456 by the ORM.
 """
 
 import hashlib
 from typing import Any, Generic, TypeVar
 
+import sqlalchemy as sa
 from flask import g
-from sqlalchemy import Select
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
-from sqlalchemy.exc import DBAPIError
 
 from afterhours_service.config import current_settings
 from afterhours_service.stores.connection import cursor, in_transaction, take_begin
@@ -19,43 +17,39 @@ Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 class Statement(Generic[Row]):
-    """A constant statement with `bindparam`s. row: the NamedTuple that each row becomes; its fields name the columns.
+    """A constant statement with `bindparam`s; `row` is the NamedTuple that each row becomes, by the columns' names.
 
-    before, after: commands without parameters for the same round trip, such as `SET LOCAL …;` and `; COMMIT`. Methods
-    raise as `cursor` does.
+    before, after: commands without parameters for the same round trip, such as `SET LOCAL …;` and `; COMMIT`.
     """
 
     def __init__(self, statement: Any, row: type[Row] | None = None, before: str = "", after: str = "") -> None:
         if row and (names := tuple(statement.exported_columns.keys())) != getattr(row, "_fields", ()):
             raise TypeError(f"{row.__name__} has other fields than {names}")
         compiled = statement.compile(dialect=PGDialect_psycopg2())  # type: ignore[no-untyped-call]
-        self._text, self._before, self._after = str(compiled), before, after
-        writes = any(cte.element.is_dml for cte in compiled.ctes or ())
-        self._is_read = isinstance(statement, Select) and not writes
-        self._make: Any = getattr(row, "_make", tuple)
+        self._text, self._before, self._after, self._make = str(compiled), before, after, getattr(row, "_make", tuple)
+        self._is_read = isinstance(statement, sa.Select) and not any(cte.element.is_dml for cte in compiled.ctes or ())
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}
         name = f"after_hours_{hashlib.sha256(self._text.encode()).hexdigest()[:16]}"
         numbers = {each: f"${number}" for number, each in enumerate(compiled.params, 1)}
         self._prepare = f"PREPARE {name} AS {self._text % numbers}"
-        # Without parameters it looks at a whole table, which may have grown since: it is planned each time.
+        # Without parameters it reads a whole table, which may have grown since: it is planned each time.
         self._call = f"EXECUTE {name} ({', '.join(f'%({each})s' for each in numbers)})" if numbers else ""
 
     def all(self, **parameters: Any) -> list[Row]:
-        """Run it, and return its rows."""
+        """Run it, and return its rows. Raises as `cursor` does."""
         try:
             return self.run(**parameters)[0]
-        except DBAPIError as error:
-            # The server may have closed the connection since its last use: a read that stands alone is tried again.
+        except sa.exc.DBAPIError as error:  # The server may have closed the connection since its last use: read again.
             if not error.connection_invalidated or not self._is_read or in_transaction():
                 raise
             return self.run(**parameters)[0]
 
     def first(self, **parameters: Any) -> Row | None:
-        """Run it, and return its first row, or None."""
+        """Run it, and return its first row, or None. Raises as `cursor` does."""
         return next(iter(self.all(**parameters)), None)
 
     def run(self, **parameters: Any) -> tuple[list[Row], int]:
-        """Run it, and return its rows, and how many rows it returned or changed."""
+        """Run it, and return its rows, and how many rows it returned or changed. Raises as `cursor` does."""
         with cursor() as opened:
             text, known = self._text, g.connection.info.setdefault("after_hours_prepared", set())
             if self._call and current_settings().database_prepare:
@@ -63,6 +57,7 @@ class Statement(Generic[Row]):
                     opened.execute(f"{take_begin()} {self._before} {self._prepare}")
                     known.add(self._call)
                 text = self._call
-            given = {**self._constants, **parameters} or None
-            opened.execute(f"{take_begin()} {self._before} {text}{self._after}", given)
+            opened.execute(
+                f"{take_begin()} {self._before} {text}{self._after}", {**self._constants, **parameters} or None
+            )
             return [self._make(row) for row in opened] if opened.description else [], opened.rowcount
