@@ -17,16 +17,14 @@ Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 class Statement(Generic[Row]):
-    """A constant statement with `bindparam`s; `row` is the NamedTuple that each row becomes, by the columns' names.
-
-    before, after: commands without parameters for the same round trip, such as `SET LOCAL …;` and `; COMMIT`.
-    """
+    """A constant statement; its rows become `row`s by names. before, after: `SET LOCAL …;`, `; COMMIT`, no parameters."""
 
     def __init__(self, statement: Any, row: type[Row] | None = None, before: str = "", after: str = "") -> None:
         if row and (names := tuple(statement.exported_columns.keys())) != getattr(row, "_fields", ()):
             raise TypeError(f"{row.__name__} has other fields than {names}")
         compiled = statement.compile(dialect=PGDialect_psycopg2())  # type: ignore[no-untyped-call]
-        self._text, self._before, self._after, self._make = str(compiled), before, after, getattr(row, "_make", tuple)
+        self._text, self._before, self._after = str(compiled), before, after
+        self._make: Any = getattr(row, "_make", tuple)
         self._is_read = isinstance(statement, sa.Select) and not any(cte.element.is_dml for cte in compiled.ctes or ())
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}
         name = f"after_hours_{hashlib.sha256(self._text.encode()).hexdigest()[:16]}"
@@ -57,7 +55,6 @@ class Statement(Generic[Row]):
                     opened.execute(f"{take_begin()} {self._before} {self._prepare}")
                     known.add(self._call)
                 text = self._call
-            opened.execute(
-                f"{take_begin()} {self._before} {text}{self._after}", {**self._constants, **parameters} or None
-            )
+            given = {**self._constants, **parameters} or None
+            opened.execute(f"{take_begin()} {self._before} {text}{self._after}", given)
             return [self._make(row) for row in opened] if opened.description else [], opened.rowcount
