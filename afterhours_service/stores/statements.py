@@ -51,9 +51,9 @@ class Statement(Generic[Row]):
         with cursor() as opened:
             text, known = self._text, g.connection.info.setdefault("after_hours_prepared", set())
             if self._call and current_settings().database_prepare:
-                if (text := self._call) not in known:
+                text = self._call
+                if text not in known:
                     opened.execute(f"{take_begin()} {self._before} {self._prepare}")
                     known.add(text)
-            parameters = {**self._constants, **parameters}
-            opened.execute(f"{take_begin()} {self._before} {text}{self._after}", parameters or None)
+            opened.execute(f"{take_begin()} {self._before} {text}{self._after}", self._constants | parameters or None)
             return [self._make(row) for row in opened] if opened.description else [], opened.rowcount
