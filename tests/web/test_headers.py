@@ -222,4 +222,4 @@ def test_every_test_that_the_security_page_names_exists() -> None:
     assert len(named) >= 15
     missing = [(path, name) for path, name in named if f"def {name}(" not in (ROOT / path).read_text()]
     assert missing == []
-    assert {f"SESSION{number}" for number in range(1, 11)} <= set(re.findall(r"SESSION\d+", page))
+    assert {f"API{number}" for number in range(1, 11)} <= set(re.findall(r"API\d+", page))
