@@ -77,9 +77,11 @@ def _was_renewed() -> ColumnElement[bool]:
 _old = AfterHoursSession.ended_at < _cutoff
 # As seen before a run, which ends overdue sessions first.
 _old_once_ended = or_(_old, AfterHoursSession.overdue(_cutoff))
-_needed_by_no_decline = ~exists().where(AfterHoursDecline.session_id == AfterHoursSession.id, _was_renewed())
+_needed_by_no_decline = ~exists(AfterHoursDecline.id).where(
+    AfterHoursDecline.session_id == AfterHoursSession.id, _was_renewed()
+)
 # A match and its messages would be deleted with their session; they are the host's.
-_needed_by_no_match = ~exists().where(_matches.c.session_id == AfterHoursSession.id)
+_needed_by_no_match = ~exists(_matches.c.session_id).where(_matches.c.session_id == AfterHoursSession.id)
 
 # Deleting a session deletes its declines, and leaves its fingerprints without a session.
 STEPS = {
@@ -89,8 +91,10 @@ STEPS = {
     ),
     "sessions": Step(and_(_old, _needed_by_no_decline), (AfterHoursSession.ended_at, AfterHoursSession.id)),
     "fingerprints": Step(DeviceFingerprint.session_id.is_(None), (DeviceFingerprint.id,)),
-    "profiles": Step(~exists().where(User.id == AfterHoursProfile.user_id), (AfterHoursProfile.user_id,)),
-    "preferences": Step(~exists().where(User.id == AfterHoursPreferences.user_id), (AfterHoursPreferences.user_id,)),
+    "profiles": Step(~exists(User.id).where(User.id == AfterHoursProfile.user_id), (AfterHoursProfile.user_id,)),
+    "preferences": Step(
+        ~exists(User.id).where(User.id == AfterHoursPreferences.user_id), (AfterHoursPreferences.user_id,)
+    ),
 }
 Place = Sequence[str]  # of a row in the order of its step: the values of its columns, as text
 

@@ -26,7 +26,6 @@ from sqlalchemy import (
     func,
     literal_column,
     null,
-    or_,
     select,
     true,
     tuple_,
@@ -235,10 +234,9 @@ def _select_fitting(*conditions: ColumnElement[bool], nearest_first: bool = Fals
         .where(
             tuple_(found.c.metres, found.c.id) > tuple_(bindparam("metres"), bindparam("after_id")),
             func.after_hours_holds(wish, func.after_hours_self(MainProfile.gender, MainProfile.age)),
-            exists().where(
+            exists(Subscription.user_id).where(
                 Subscription.user_id == found.c.user_id,
-                Subscription.is_active,
-                or_(Subscription.expires_at.is_(None), Subscription.expires_at > func.now()),
+                Subscription.is_current(),
             ),
             block.scalar_subquery().is_(None),
             decline.scalar_subquery().is_(None),

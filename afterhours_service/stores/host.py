@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     ForeignKey,
     Integer,
     String,
     Text,
     UniqueConstraint,
+    and_,
     bindparam,
     exists,
     func,
@@ -67,6 +69,11 @@ class Subscription(Base):
     expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
     created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
 
+    @classmethod
+    def is_current(cls) -> ColumnElement[bool]:
+        """Return the condition that a subscription makes its member premium now."""
+        return and_(cls.is_active, or_(cls.expires_at.is_(None), cls.expires_at > func.now()))
+
 
 class Block(Base):
     """A member's wish to have nothing to do with another."""
@@ -93,13 +100,9 @@ _MEMBER: BindParameter[str] = bindparam("member_id")
 _NOBODY = select(literal_column("1")).subquery("nobody")  # one row, even for an unknown member
 _STANDING = Statement(
     select(
-        exists(
-            select(Subscription.id).where(
-                Subscription.user_id == _MEMBER,
-                Subscription.is_active,
-                or_(Subscription.expires_at.is_(None), Subscription.expires_at > func.now()),
-            )
-        ).label("premium"),
+        exists(select(Subscription.user_id).where(Subscription.user_id == _MEMBER, Subscription.is_current())).label(
+            "premium"
+        ),
         User.id_verified.is_(True).label("verified"),
         User.after_hours_consent.is_(True).label("consented"),
     ).select_from(_NOBODY.outerjoin(User, User.id == _MEMBER)),
