@@ -6,7 +6,12 @@ from typing import Any, cast
 
 import psycopg2
 from flask import g
-from psycopg2.errors import DuplicatePreparedStatement, FeatureNotSupported, InvalidSqlStatementName
+from psycopg2.errors import (
+    DuplicatePreparedStatement,
+    FeatureNotSupported,
+    InFailedSqlTransaction,
+    InvalidSqlStatementName,
+)
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
@@ -23,7 +28,7 @@ def transaction(isolation: str = "") -> Iterator[None]:
     """Run the statements inside in one transaction: committed at the end, rolled back by an exception.
 
     isolation: such as REPEATABLE READ; READ COMMITTED if left out. Inside another transaction it joins that one, so
-    that use cases compose. Raises as `cursor` does.
+    that use cases compose. Raises as `cursor` does, also if an error inside was caught: nothing is stored then.
     """
     if in_transaction():
         yield
@@ -34,6 +39,8 @@ def transaction(isolation: str = "") -> Iterator[None]:
         if "connection" in g and _is_open(_driver()):  # a statement may have brought its own COMMIT
             with cursor() as opened:
                 opened.execute("COMMIT")
+                if opened.statusmessage != "COMMIT":  # the server rolls back after an error that somebody caught
+                    raise InFailedSqlTransaction("rolled back: a statement of the transaction had failed")
     finally:
         del g.begin
         if "connection" in g:

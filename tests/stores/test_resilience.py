@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg2
@@ -94,6 +95,23 @@ def test_a_connection_prepares_each_statement_once(wire: Wire, make_app: Callabl
         g.connection.dbapi_connection.close()  # and the next connection knows nothing yet
         assert QUOTIENT.all(n=4) == [(1,)]
         assert [query.split()[0] for query in wire.queries[-2:]] == ["PREPARE", "EXECUTE"]
+
+
+def test_a_transaction_that_the_server_rolls_back_does_not_pass_for_committed(app: Flask, factory: Factory) -> None:
+    """After an error that somebody caught, PostgreSQL answers COMMIT by a rollback, and without an error."""
+    writes: Statement[Any] = Statement(insert(User).values(id="m", provider="test"))
+
+    def write_and_catch() -> None:
+        with transaction():
+            writes.run()
+            with suppress(DBAPIError), transaction():
+                QUOTIENT.all(n=0)
+
+    with app.app_context():
+        with pytest.raises(DBAPIError, match="rolled back"):
+            write_and_catch()
+        assert NEXT.all(n=1) == [(2,)]  # the connection can still be used
+    assert factory.count("users") == 0
 
 
 def test_what_writes_is_not_tried_again_when_its_connection_is_lost(app: Flask, factory: Factory) -> None:
