@@ -196,7 +196,7 @@ class Scheduler:
         logger.info("periodic job registered", id=periodic.id)
 
     def _has_failed(self, job: Job) -> bool:
-        """Tell whether the job failed, or is said to be queued and is in no queue."""
+        """Return whether the job failed, or is said to be queued and is in no queue."""
         status = job.get_status(refresh=False)
         return status == JobStatus.FAILED or (status == JobStatus.QUEUED and not self._is_queued(job))
 

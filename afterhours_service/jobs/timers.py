@@ -77,7 +77,7 @@ class Timers:
 
 
 def is_timer(job_id: bytes) -> bool:
-    """Tell whether an entry of the scheduler's sorted set is a timer of ours, by its prefix."""
+    """Return whether an entry of the scheduler's sorted set is a timer of ours, by its prefix."""
     return job_id.startswith(tuple(_prefixes))
 
 

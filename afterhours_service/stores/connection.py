@@ -41,7 +41,7 @@ def transaction(isolation: str = "") -> Iterator[None]:
 
 
 def in_transaction() -> bool:
-    """Tell whether a transaction is open."""
+    """Return whether a transaction is open."""
     return "begin" in g
 
 

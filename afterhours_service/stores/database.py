@@ -81,7 +81,7 @@ def drop_lost_connections(engine: Engine) -> None:
 def replace_closed_connections(engine: Engine) -> None:
     """Let the pool replace a connection that the server has closed, as pool_pre_ping does, without its round trip.
 
-    An idle connection has nothing to say: one that can be read from tells of its end.
+    The server sends nothing on an idle connection, so one that is readable has been closed.
     """
 
     @event.listens_for(engine, "checkout")

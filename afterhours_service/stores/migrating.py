@@ -23,7 +23,7 @@ def ask(statement: str, **parameters: Any) -> Any:
 
 
 def exists(relation: str) -> bool:
-    """Tell whether a table, view or index is there."""
+    """Return whether a table, view or index is there."""
     return bool(ask("SELECT to_regclass(:name) IS NOT NULL", name=relation))
 
 
@@ -49,17 +49,17 @@ def note(thing: str, revision: str) -> None:
 
 
 def is_made(relation: str) -> bool:
-    """Tell whether a migration made a table or an index."""
+    """Return whether a migration made a table or an index."""
     return _is_note(ask("SELECT obj_description(to_regclass(:name), 'pg_class')", name=relation))
 
 
 def is_column_made(table: str, column: str) -> bool:
-    """Tell whether a migration made a column."""
+    """Return whether a migration made a column."""
     return _is_note(_column_comment(table, column))
 
 
 def is_constraint_made(table: str, name: str) -> bool:
-    """Tell whether a migration made a constraint."""
+    """Return whether a migration made a constraint."""
     statement = """
         SELECT obj_description(oid, 'pg_constraint') FROM pg_constraint
         WHERE conrelid = to_regclass(:table) AND conname = :name
@@ -68,7 +68,7 @@ def is_constraint_made(table: str, name: str) -> bool:
 
 
 def is_extension_made(name: str) -> bool:
-    """Tell whether a migration made an extension."""
+    """Return whether a migration made an extension."""
     return _is_note(ask("SELECT obj_description(oid, 'pg_extension') FROM pg_extension WHERE extname = :n", n=name))
 
 

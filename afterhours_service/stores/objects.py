@@ -107,7 +107,7 @@ def check_key(key: str) -> None:
 
 
 class FolderStorage:
-    """Objects as files under `root`, read through `open` by whoever holds a URL signed with `secret`.
+    """Objects as files under `root`, read through `open` by anyone with a URL signed with `secret`.
 
     A URL lives for `ttl` seconds at least, and at most an eighth longer: its expiry is rounded up, so that it stays
     the same for a while and clients can cache the picture.

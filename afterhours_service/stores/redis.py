@@ -55,7 +55,7 @@ def connect(settings: Settings, timeout_seconds: float) -> Redis:
 
 
 def is_away(error: Exception) -> bool:
-    """Tell whether Redis does not answer, or answers that it cannot serve."""
+    """Return whether Redis does not answer, or answers that it cannot serve."""
     known = ConnectionError | TimeoutError | ReadOnlyError | ClusterDownError  # MASTERDOWN is one of the latter
     return isinstance(error, known) or _NOT_SERVING.search(str(error)) is not None
 
@@ -163,7 +163,7 @@ def redis_failed(error: Exception) -> None:
 
 
 def is_redis_away() -> bool:
-    """Tell whether the breaker is open."""
+    """Return whether the breaker is open."""
     return _current_breaker().open
 
 
