@@ -1,7 +1,7 @@
 """Settings of the API's server, read where `gunicorn` is started; its command line and GUNICORN_CMD_ARGS prevail.
 
-The address is HOST:PORT of `--bind` (127.0.0.1:8000), the number of processes
-WEB_CONCURRENCY (1; two a core are plenty).
+`--bind HOST:PORT` sets the address (127.0.0.1:8000 by default), and WEB_CONCURRENCY the number of processes (1 by
+default; two per core are enough).
 """
 
 import os
@@ -12,30 +12,30 @@ from typing import Any
 
 import gunicorn.http.wsgi
 
-# A request that a worker is at has so long when the server is to stop: less than the ten seconds of Docker.
+# How long a request in progress may take after SIGTERM: less than the ten seconds that Docker allows.
 graceful_timeout = 8
-# A worker that is silent for so long is replaced. A photo takes 20 s at most, a storage that hangs 13 s.
+# A worker without a heartbeat for this long is replaced. A photo takes at most 20 s, a storage that hangs 13 s.
 timeout = 30
-# The sign of life that a worker gives goes into memory: on a busy disk it would come late, and the worker be replaced.
+# Heartbeats go to memory: on a busy disk they would be late, and the worker would be replaced.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
-# The app writes one JSON line per request itself, without addresses; so there is no access log of gunicorn's.
+# The app writes one JSON line per request itself, without addresses; so gunicorn's access log is off.
 accesslog = None
-# No restart after so many requests: photos, which might leak, are made in processes that end with them.
+# No restarts after a number of requests: photos, which might leak memory, are processed in processes of their own.
 max_requests = 0
-# It would be one file in the user's home for every server there.
+# The control socket would be one file in the user's home, shared by all servers of that user.
 control_socket_disable = True
-# Nothing here trusts X-Forwarded-…: limits are counted per member, links are made from PUBLIC_URL. So the default stays
-# for forwarded_allow_ips; and a proxy in front must take slow clients off a synchronous worker's hands.
+# Nothing here trusts X-Forwarded-…: limits are counted per member, links are made from PUBLIC_URL. So
+# forwarded_allow_ips keeps its default. A proxy in front must buffer slow clients for these synchronous workers.
 
 # A longer request line or header, or more of them, is refused. A token is the longest: RS256 ones take about 1 KB.
 limit_request_line = 4094  # bytes
 limit_request_fields = 50
 limit_request_field_size = 8190  # bytes
-# Of the `Server` header: whose program, and what version, is nobody's concern.
+# The `Server` header: clients need not know the program and its version.
 gunicorn.http.wsgi.SERVER = "after-hours"
 
-# Where the workers keep their metrics for one another, so that whichever is asked tells those of all. Known to the
-# metrics' library from its import on, so it is set here, before there are workers.
+# Where the workers share their metrics, so that any of them can answer with those of all. The metrics library reads it
+# when it is imported, so it is set here, before there are workers.
 _PREFIX = "after-hours-metrics-"
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix=_PREFIX)

@@ -94,7 +94,7 @@ def migrate(connection: Connection, lock_timeout: str) -> None:
         version_table=VERSION_TABLE,  # the host may have an alembic of its own
         transaction_per_migration=True,
         include_object=is_ours,
-        # A comment tells which tables were made here, and is no part of the models.
+        # A comment marks the tables that the migrations made; it is not part of the models.
         autogenerate_plugins=["alembic.autogenerate.*", "~alembic.autogenerate.comments"],
     )
     with context.begin_transaction():

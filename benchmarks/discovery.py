@@ -3,7 +3,7 @@
     python -m benchmarks.discovery [--sizes 1000 100000 1000000] [--explain]
 
 SQL time is PostgreSQL's own (log_duration: to parse, plan, execute and send), of all the statements of a question; the
-asker waits for two round trips more, and the processor's part is what is left on a machine with nobody else on it.
+asker waits for two round trips more, and the processor's part is what is left on an otherwise idle machine.
 
 Makes a city of 30 km around a centre, denser in the middle, and beyond 100,000 members a world of 1,000 such cities
 around it, on a PostgreSQL of its own; TMPDIR says on which disk.

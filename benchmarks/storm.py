@@ -86,7 +86,7 @@ class Storm:
             list(pool.map(send, range(threads)))
         with self.app.app_context():
             sessions.do_what_is_due()
-            db.engine.dispose()  # a connection tells the server of its deadlocks when it closes
+            db.engine.dispose()  # the server counts a connection's deadlocks when it closes
 
     def broken(self) -> Iterator[str]:
         """Yield every promise that was broken: by an answer, by the database's own account, by the rows."""

@@ -112,7 +112,7 @@ class Factory:
         return self.count("pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
 
     def has_ended(self, member_id: str) -> bool:
-        """Tell whether the member's first session has ended."""
+        """Return whether the member's first session has ended."""
         return self.sessions(member_id)[0].ended_at is not None
 
 

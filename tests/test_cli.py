@@ -267,7 +267,7 @@ COMMANDS = [
 
 
 def is_a_sentence(result: Result) -> bool:
-    """Tell whether a command failed with one line of ours, and nothing else."""
+    """Return whether a command failed with one line of ours, and nothing else."""
     said = re.fullmatch(r"Error: [^\n]+\n", result.output)
     return result.exit_code == 1 and said is not None and isinstance(result.exception, SystemExit)
 

@@ -339,12 +339,12 @@ def count(me: Asker, limit: int, lead: timedelta) -> int:
 
 
 def is_visible(me: Asker, other_id: str, lead: timedelta) -> bool:
-    """Tell whether a member is among those that `page` would return."""
+    """Return whether a member is among those that `page` would return."""
     return _CANDIDATE.first(**_parameters(me, lead), other_id=other_id) is not None
 
 
 def has_declined(me: Asker, other_id: str) -> bool:
-    """Tell whether a decline of mine hides the other member now."""
+    """Return whether a decline of mine hides the other member now."""
     return _DECLINE_IN_FORCE.first(member_id=me.user_id, other_id=other_id) is not None
 
 

@@ -1,1 +1,1 @@
-"""All that runs on RQ: queues, timers, the worker, the scheduler; events, and the record of periodic runs."""
+"""Everything that runs on RQ: queues, timers, worker, scheduler; also the events, and the record of periodic runs."""

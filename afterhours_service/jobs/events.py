@@ -1,8 +1,8 @@
 """Events for the host's chat service, published after the commit.
 
-Processes publish in any order. So Redis remembers for half an hour which sessions' ends were published, and when a
-session was last extended. A script checks that and publishes in one step: an end is published once, nothing of a
-session follows its end, and no warning follows an extension that made it untrue.
+Processes publish in any order. So Redis remembers for half an hour which sessions' ends were published, and when each
+session was last extended. A script checks that and publishes in one step: an end is published once, no event of a
+session follows its end, and no warning follows an extension that made it obsolete.
 """
 
 import json
@@ -15,12 +15,12 @@ from redis.client import Pipeline
 from afterhours_service.text import isoformat
 
 CHANNEL = "after_hours:events"
-PUBLISHED = "after-hours:published"  # a sorted set: a session by its last extension, and `…/over` by its end
+PUBLISHED = "after-hours:published"  # a sorted set: `<id>` by last extension, `<id>/over` by end
 PUBLISHED_SECONDS = 1800
 
-# Nothing of a session follows its end; a warning is skipped if it is older than the session's last extension.
+# No event of a session follows its end; a warning is skipped if it is older than the session's last extension.
 # Publish first, then record: if Redis is full, pcall lets the record fail, as a duplicate harms less than a lost event.
-# ZREMRANGEBYSCORE comes before both: a read-only replica refuses it, and nothing is published there.
+# ZREMRANGEBYSCORE comes before both: a read-only replica refuses it, so that nothing is published there.
 _PUBLISH = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1])
@@ -44,8 +44,8 @@ redis.call('EXPIRE', KEYS[2], ARGV[1])
 class Event(NamedTuple):
     """An event about a session.
 
-    kind: the part after `after_hours:`, such as `session_started`. at: when the database decided it. payload: without
-    the session's id; datetimes are sent as ISO 8601.
+    kind: the part after `after_hours:`, such as `session_started`. at: the database's time when it happened. payload:
+    without the session's id; datetimes are sent as ISO 8601.
     """
 
     kind: str
@@ -56,9 +56,9 @@ class Event(NamedTuple):
 
 
 def publish(pipeline: Pipeline, *events: Event) -> None:
-    """Add events to the pipeline, in this order; Redis skips those that are no longer true.
+    """Add events to the pipeline, in this order; Redis skips those that are obsolete.
 
-    They are one command: one command each would take longer than to end the sessions.
+    They are one command: a command for each event would take longer than ending the sessions.
     """
     now = isoformat(datetime.now(UTC))
     arguments: list[str] = []

@@ -66,7 +66,7 @@ def job(function: Callable[P, R]) -> Callable[P, R]:
 def _own_app() -> Flask:
     """Make the app of a process that has none, such as a plain `rq worker`.
 
-    The factory is named by a string, as it imports this module.
+    The factory is imported by name when needed, as it imports this module.
     """
     app: Flask = import_string("afterhours_service:create_app")()
     use_worker_timeout(app)

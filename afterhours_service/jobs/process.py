@@ -19,7 +19,7 @@ from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 
-ENVIRONMENT = "after-hours:environment"  # a digest of the DATABASE_URL that was used with this Redis last
+ENVIRONMENT = "after-hours:environment"  # a digest of the DATABASE_URL last used with this Redis
 
 STOP_SECONDS = 8  # how long the current job may take to finish after SIGTERM
 
@@ -27,7 +27,7 @@ STOP_SECONDS = 8  # how long the current job may take to finish after SIGTERM
 def begin(settings: Settings, redis: Redis, stop: Callable[[], None]) -> None:
     """Do what each process does first: handle signals, serve metrics, warn of other users of the Redis database.
 
-    stop: called at SIGTERM and SIGINT; what it raises, this raises.
+    stop: called at SIGTERM and SIGINT. Raises what it raises.
     """
     on_stop_signal(stop)
     metrics.serve(settings.metrics_host, settings.metrics_port)
@@ -55,10 +55,10 @@ def warn_of_neighbours(redis: Redis, database_url: str) -> None:
 def on_stop_signal(stop: Callable[[], None]) -> None:
     """Call `stop` at SIGTERM and SIGINT, and exit STOP_SECONDS later if the process is still running.
 
-    The database rolls back what was cut short, and the reconciliation does it again.
+    The database rolls back an interrupted transaction, and the reconciliation does its work again.
     """
     signals = (signal.SIGTERM, signal.SIGINT)
-    # Python runs a handler in its main thread, which may be stuck in C. The wakeup pipe is written to at once.
+    # Python runs handlers in the main thread, which may be blocked in C code; it writes to the wakeup pipe at once.
     arrivals, arrived = os.pipe()
     os.set_blocking(arrived, False)
     signal.set_wakeup_fd(arrived, warn_on_full_buffer=False)

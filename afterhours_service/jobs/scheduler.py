@@ -1,4 +1,4 @@
-"""The scheduler: enqueues timers when they are due, and periodic jobs again and again."""
+"""The scheduler: enqueues timers when they are due, and periodic jobs at their intervals."""
 
 import math
 import time
@@ -30,7 +30,7 @@ LEASE = "after-hours:scheduler"  # not rq-scheduler's lock: another application'
 
 POLL_SECONDS = 0.05
 
-CLOCK_SECONDS = 5  # how often the database's clock is read
+CLOCK_SECONDS = 5  # how often to read the database's clock
 
 LOOK_SECONDS = 1  # how often the lease is renewed and the periodic jobs are checked
 
@@ -58,7 +58,8 @@ class Scheduler:
     """Enqueues what is due, in rq-scheduler's format, with a loop of its own (docs/decisions/0003).
 
     The loop survives an outage of Redis and entries that cannot be read. Of several schedulers the one that holds the
-    lease is active. Time is the database's, by which sessions end.
+    lease is active. Its time is the database's, by which sessions end.
+
     seconds_behind: returns how far this clock is behind the database's, or None if unknown.
     """
 
@@ -79,8 +80,8 @@ class Scheduler:
         self._next_lease = 0.0  # time.monotonic()
         self._next_look = 0.0  # time.monotonic()
         self._stopped = False
-        self._catch_up = True  # before the first round, and after an outage: run what was missed at once
-        self._since = 0.0  # all entries that were due by then belong to others
+        self._catch_up = True  # at the start and after an outage: run the interval jobs at once
+        self._since = 0.0  # all entries due before this time belong to others
 
     def run(self) -> None:
         """Enqueue due jobs until `stop` is called, whatever happens to Redis meanwhile."""
@@ -96,7 +97,7 @@ class Scheduler:
                 elif not away:
                     logger.warning("redis away", error=type(error).__name__)
                 self._catch_up = away = True
-                self.connection.connection_pool.disconnect()  # the host name may lead to another Redis by now
+                self.connection.connection_pool.disconnect()  # the host name may resolve to another Redis by now
             if not self._stopped:
                 time.sleep(RECONNECT_SECONDS if away else POLL_SECONDS)
         if not away:
@@ -155,8 +156,8 @@ class Scheduler:
     def register_periodic(self, *, at_once: bool = False) -> None:
         """Register the periodic jobs that are missing or have changed; the others keep their next time.
 
-        One that failed, or whose worker died, is retried in RETRY_SECONDS: RQ's own Retry counts for as long as the
-        job exists, and a periodic job always does. at_once: run those that have an interval now.
+        One that failed, or whose worker died, is retried in RETRY_SECONDS. RQ's own Retry would not do: its count is
+        reset only with the job, and a periodic job is never deleted. at_once: run those that have an interval now.
         """
         for periodic in self.periodic:
             due = cast("float | None", self.connection.zscore(SCHEDULED, periodic.id))
@@ -169,7 +170,7 @@ class Scheduler:
                 self.connection.zadd(SCHEDULED, {periodic.id: soon})
 
     def _registered(self, periodic: Periodic) -> Job | None:
-        """Return the job as Redis has it; None when it is missing, cannot be read, or differs."""
+        """Return the job as Redis has it; None when it is missing, cannot be read, or differs from `periodic`."""
         try:
             job = Job.fetch(periodic.id, connection=self.connection)
             found = job.func_name, job.meta, job.failure_ttl
@@ -196,7 +197,7 @@ class Scheduler:
         logger.info("periodic job registered", id=periodic.id)
 
     def _has_failed(self, job: Job) -> bool:
-        """Tell whether the job failed, or is said to be queued and is in no queue."""
+        """Return whether the job failed, or has the status `queued` without being in its queue."""
         status = job.get_status(refresh=False)
         return status == JobStatus.FAILED or (status == JobStatus.QUEUED and not self._is_queued(job))
 
@@ -206,7 +207,7 @@ class Scheduler:
     def enqueue_due(self) -> None:
         """Enqueue every due job; drop and log one that cannot be read, and go on with the next.
 
-        What belongs to others stays where it is, and is passed over in the next rounds, however much it is.
+        Entries of other applications stay, and are skipped in the next rounds, however many there are.
         """
         now, others = self.now(), 0
         while True:
@@ -238,7 +239,7 @@ class Scheduler:
         return True
 
     def _enqueue(self, job: Job) -> None:
-        """Enqueue the job; set the next time of a periodic one, which is not queued twice.
+        """Enqueue the job; schedule the next run of a periodic one, which is not queued twice.
 
         rq-scheduler's own `enqueue_job` reads cron expressions in the process's time zone, by the process's clock.
         """
@@ -295,7 +296,7 @@ def run_scheduler(app: Flask, periodic: tuple[Periodic, ...]) -> None:
 def seconds_behind(engine: Engine) -> float | None:
     """Return how far this machine's clock is behind the database's, in seconds; None when the database is away.
 
-    This clock is read after the answer has come: the result is too small rather than too large, and no timer is early.
+    This clock is read after the answer arrives: the result is too small rather than too large, and no timer is early.
     """
     try:
         with engine.connect() as connection:

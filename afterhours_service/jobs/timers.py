@@ -1,7 +1,7 @@
-"""Timers: jobs that rq-scheduler's sorted set holds until their second has come.
+"""Timers: jobs that rq-scheduler's sorted set holds until their second comes.
 
-This is the mechanism only. Which seconds a feature needs is the feature's own business, such as
-`sessions/deadlines.py`.
+This is only the mechanism. Each feature decides which seconds it needs, as `sessions/deadlines.py` does. To arm
+a timer is to add it to the sorted set; to disarm it, to remove it before it is enqueued.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from afterhours_service.jobs.jobs import FAILURE_SECONDS, JOB_TIMEOUT_SECONDS, T
 
 SCHEDULED: str = RqScheduler.scheduled_jobs_key
 
-QUEUED_SECONDS = 120  # a timer that waits longer in its queue expires: the reconciliation does its work
+QUEUED_SECONDS = 120  # a timer that waits longer in its queue is dropped: the reconciliation does its work
 
 CHUNK = 1000
 
-# One step, so that the hash of a job that was enqueued already is kept for its worker.
+# Atomic, so that the hash of a job that was already enqueued is kept for its worker.
 _DISARM = "if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then redis.call('DEL', KEYS[2]) end"
 
 _prefixes: set[bytes] = set()
 
 
 class Timer(NamedTuple):
-    """A function to be called at a second, once however often the timer is armed.
+    """A function to be called at a second, once, however often the timer is armed.
 
     id: begins with a feature's prefix; letters, digits, - and _ only (RQ's rule). at: seconds since the epoch.
     """
@@ -77,7 +77,7 @@ class Timers:
 
 
 def is_timer(job_id: bytes) -> bool:
-    """Tell whether an entry of the scheduler's sorted set is a timer of ours, by its prefix."""
+    """Return whether an entry of the scheduler's sorted set is a timer of ours, by its prefix."""
     return job_id.startswith(tuple(_prefixes))
 
 

@@ -1,4 +1,4 @@
-"""The worker: RQ's, in one process, and patient with a Redis that is away."""
+"""The worker: RQ's, without a fork; it waits for a Redis that is down."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ logger = get_logger(__name__)
 
 WORKER_TTL_SECONDS = 17  # RQ blocks for fifteen seconds less, then sends a heartbeat
 
-MAINTENANCE_SECONDS = 30  # how often a worker looks for the jobs of dead ones
+MAINTENANCE_SECONDS = 30  # how often a worker looks for jobs of dead workers
 
 
 class Worker(SimpleWorker):
@@ -47,7 +47,7 @@ class Worker(SimpleWorker):
             raise StopRequested
 
     def heartbeat(self, *args: Any, **kwargs: Any) -> None:
-        """Send a heartbeat, unless the worker is to stop: a caller may have swallowed the StopRequested before."""
+        """Send a heartbeat, unless the worker is to stop: RQ may have swallowed an earlier StopRequested."""
         if self._stop_requested:
             self.stop()
         super().heartbeat(*args, **kwargs)
@@ -56,7 +56,7 @@ class Worker(SimpleWorker):
 def run_worker(app: Flask, queues: Sequence[str] = QUEUES) -> None:
     """Run jobs until SIGTERM or SIGINT; wait for a Redis that is away, and continue when it is back.
 
-    Jobs run in this process, so that a timer costs no fork. Each has a time limit, and so have its statements.
+    Jobs run in this process, so that a timer costs no fork. Each job has a time limit, and so have its statements.
     """
     worker: Worker | None = None
     stopped = False
@@ -91,5 +91,5 @@ def run_worker(app: Flask, queues: Sequence[str] = QUEUES) -> None:
             except Exception:
                 logger.exception("worker failed")  # the next round makes a new one
             worker = None
-            connection.connection_pool.disconnect()  # RQ swallows some errors: whatever it was, connect anew
+            connection.connection_pool.disconnect()  # RQ swallows some errors: reconnect in any case
             time.sleep(0 if stopped else RECONNECT_SECONDS)

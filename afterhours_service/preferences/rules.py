@@ -23,5 +23,5 @@ def likely_seeking(gender: str | None, sexual_preference: str | None) -> str:
 
 
 def ages_fit(min_age: int | None, max_age: int | None) -> bool:
-    """Tell whether an age range has anyone in it; None stands for the default."""
+    """Return whether an age range has anyone in it; None stands for the default."""
     return (MIN_AGE if min_age is None else min_age) <= (MAX_AGE if max_age is None else max_age)

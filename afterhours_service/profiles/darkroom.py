@@ -169,7 +169,7 @@ def _warnings() -> Iterator[list[str]]:
 
 
 def _lacks_only_its_end(jpeg: bytes) -> bool:
-    """Tell whether a JPEG has every scan of every component, and then no end marker; no pixel is decoded."""
+    """Return whether a JPEG has every scan of every component, and then no end marker; no pixel is decoded."""
     # What is missing of each component: per coefficient, the bits that no scan has brought yet.
     missing: dict[int, list[int]] = {}
     at = len(_JPEG_START)

@@ -143,7 +143,7 @@ def describe(member_id: str, description: str | None) -> Profile | None:
 
 
 def is_banned(phash: str) -> bool:
-    """Tell whether the host has banned a picture that looks like this one; false where it has no table of bans."""
+    """Return whether the host has banned a picture that looks like this one; false where it has no table of bans."""
     [(has_bans,)] = _HAS_BANS.all()
     if not has_bans:
         return False

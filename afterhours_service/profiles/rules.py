@@ -29,5 +29,5 @@ def length(text: str) -> int:
 
 
 def has_control_characters(text: str) -> bool:
-    """Tell whether the text has control characters other than line feeds, or overrides of the writing direction."""
+    """Return whether the text has control characters other than line feeds, or overrides of the writing direction."""
     return any((unicodedata.category(char) == "Cc" and char != "\n") or char in _OVERRIDES for char in text)

@@ -1,4 +1,4 @@
-"""Sessions and their timers, for the operator."""
+"""The operator's commands for sessions and their timers."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -79,7 +79,7 @@ def end_session(user: str, yes: bool) -> None:
 @console.as_json
 @with_appcontext
 def reconcile(as_json: bool) -> None:
-    """Run the reconciliation of every minute now: end overdue sessions, arm missing timers."""
+    """Run the reconciliation now, as every minute: end overdue sessions, arm missing timers."""
     counts = service.reconcile()
     (console.write_json if as_json else console.write_facts)(counts)
 

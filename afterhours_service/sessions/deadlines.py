@@ -23,9 +23,9 @@ from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 
-TIMERS = Timers("session-timer-")  # sessions/jobs.py has their job
+TIMERS = Timers("session-timer-")  # sessions/jobs.py defines their job
 
-CHUNK = 500  # timers that one pipeline arms: few enough for the client's timeout
+CHUNK = 500  # timers per pipeline: few enough for the client's timeout
 
 
 class Comparison(NamedTuple):
@@ -51,8 +51,8 @@ def cancel(pipeline: Pipeline, expires_at: datetime, needed: Collection[int]) ->
     """Disarm the timers of an expiry that no longer applies, except those that another session needs.
 
     needed: the seconds that others needed in the transaction that changed the expiry. Returns the seconds of the
-    disarmed timers, for `rearm` once the pipeline was sent. Two sessions that leave a second at once may each see the
-    other, and leave its timer armed: a surplus timer does no harm.
+    disarmed timers, for `rearm` once the pipeline was sent. If two sessions that share a second end
+    concurrently, each may see the other and leave the timer armed: a surplus timer does no harm.
     """
     if is_redis_away():
         return []
@@ -65,10 +65,10 @@ def cancel(pipeline: Pipeline, expires_at: datetime, needed: Collection[int]) ->
 
 @only_logged("disarmed timers were not checked")
 def rearm(cancelled: Sequence[int]) -> None:
-    """Arm those disarmed timers again that a session needs by now.
+    """Re-arm those disarmed timers that a session has come to need.
 
-    Disarm first, then query: in this order no concurrent start loses its timer. What Redis refuses is left to the
-    reconciliation.
+    Disarm first, then query: in this order no concurrent start loses its timer. The
+    reconciliation arms what Redis refuses.
     """
     if cancelled and not is_redis_away():
         _arm_all(_needed(cancelled))
@@ -100,8 +100,8 @@ def compare() -> Comparison:
 def arm_again_if_early(second: int) -> None:
     """Arm a second try if the timer of `second` ran before the database's clock had reached it.
 
-    The scheduler's clock is ahead then, and the second try goes by that clock too: it is as much later as the first
-    was early.
+    The scheduler's clock is then ahead, and the second try goes by that clock too: so it is later by as much as the
+    first was early.
     """
     early = math.ceil(second - queries.now().timestamp())
     if early > 0:
@@ -126,7 +126,7 @@ def _expected_seconds() -> set[int]:
 
 
 def _needed(seconds: Sequence[int]) -> set[int]:
-    """Return which of the seconds a session needs; all, if that is unknown, as a surplus timer does no harm."""
+    """Return those of the seconds that a session needs; all if that is unknown, as a surplus timer does no harm."""
     if is_redis_away():
         return set(seconds)
     try:
@@ -138,7 +138,7 @@ def _needed(seconds: Sequence[int]) -> set[int]:
 
 def _arm_all(seconds: Iterable[int]) -> bool:
     """Arm the seconds' timers, and return whether Redis took all."""
-    seconds = sorted(seconds)  # the next first, in case Redis goes away
+    seconds = sorted(seconds)  # the earliest first, in case Redis goes away
     for begin in range(0, len(seconds), CHUNK):
         chunk = seconds[begin : begin + CHUNK]
         pipeline = current_redis().pipeline(transaction=False)

@@ -1,4 +1,4 @@
-"""The jobs of sessions: what their timers run, and the reconciliation."""
+"""The jobs of sessions: the one that their timers run, and the reconciliation."""
 
 from afterhours_service.jobs.jobs import job
 from afterhours_service.sessions import deadlines, service

@@ -37,11 +37,11 @@ class Cube(UserDefinedType[str]):
         return "cube"
 
 
-ischema_names["cube"] = Cube  # so that a migration's check knows it
+ischema_names["cube"] = Cube  # so that Alembic's comparison of models and database knows the type
 
-# The database's clocks, by which sessions are active or not. Never now(), which is when the transaction began.
-CLOCK_NOW = func.clock_timestamp(type_=Timestamp)  # where a row lock may be waited for: it is read after the wait
-STATEMENT_NOW = func.statement_timestamp(type_=Timestamp)  # where an index is used: it stays the same in a statement
+# The database's clocks, which decide whether a session is active. Never now(): it is when the transaction began.
+CLOCK_NOW = func.clock_timestamp(type_=Timestamp)  # in statements that may wait for a row lock: it is read after that
+STATEMENT_NOW = func.statement_timestamp(type_=Timestamp)  # in statements that use an index: it is constant in one
 
 LATITUDE = Numeric(10, 8)
 LONGITUDE = Numeric(11, 8)
@@ -73,9 +73,9 @@ class AfterHoursSession(Base):
     started_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
     expires_at: Mapped[datetime] = mapped_column(Timestamp)
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
-    # The moment of the warning for the present expires_at; an extension clears it.
+    # When the warning for the current expires_at was decided; an extension clears it.
     warned_at: Mapped[datetime | None] = mapped_column(Timestamp)
-    # Exact, and null from the end of the session on: a trigger of the database erases them.
+    # Exact, and null once the session has ended: a database trigger erases them.
     latitude: Mapped[Decimal | None] = mapped_column(LATITUDE)
     longitude: Mapped[Decimal | None] = mapped_column(LONGITUDE)
     fuzzed_latitude: Mapped[Decimal] = mapped_column(LATITUDE)
@@ -85,23 +85,23 @@ class AfterHoursSession(Base):
     extension_key: Mapped[str | None] = mapped_column(String(64))
     extension_minutes: Mapped[int | None]
     extension_expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
-    # Who can be found here, and whom they would like; triggers keep both, discovery reads them.
+    # Who can be found here, and whom they are looking for; triggers maintain both, discovery reads them.
     discovery_key: Mapped[str | None] = mapped_column(Cube)
     discovery_wish: Mapped[str | None] = mapped_column(Cube)
 
     @classmethod
     def unended(cls) -> ColumnElement[bool]:
-        """Select sessions that nobody has ended: active and overdue ones."""
+        """Select sessions without a recorded end: active and overdue ones."""
         return cls.ended_at.is_(None)
 
     @classmethod
     def active(cls, now: ColumnElement[datetime]) -> ColumnElement[bool]:
-        """Select sessions that are going on."""
+        """Select sessions that have neither ended nor expired."""
         return and_(cls.unended(), cls.expires_at > now)
 
     @classmethod
     def overdue(cls, now: ColumnElement[datetime]) -> ColumnElement[bool]:
-        """Select sessions that have expired, and that nobody has ended yet."""
+        """Select sessions that have expired, and whose end is not recorded yet."""
         return and_(cls.unended(), cls.expires_at <= now)
 
     @classmethod
@@ -132,7 +132,10 @@ Index("idx_after_hours_sessions_ended", AfterHoursSession.ended_at, postgresql_w
 
 
 class ExpiryOutbox(Base):
-    """Sessions that expired together, until their expiry is published; from `publish_at` on anyone may publish it."""
+    """Sessions that expired together, until their expiry is published; from `publish_at` on any worker may do so.
+
+    Table and column have older names, as two consecutive releases share a schema.
+    """
 
     __tablename__ = "after_hours_untold"
     __table_args__ = (Index("idx_after_hours_untold_tell", "tell_at"),)

@@ -1,6 +1,6 @@
 """Every statement about sessions. Each is a transaction of its own, or joins the caller's.
 
-The time is the database's; `models` says which of its clocks is for what.
+The time is the database's; sessions/models.py says which of its clocks is used for what.
 """
 
 import uuid
@@ -94,8 +94,8 @@ class Extension(NamedTuple):
 class Ended(NamedTuple):
     """A session that was just ended.
 
-    needed_seconds: the seconds of its timers, since the epoch, that other sessions need. outbox_id: of its expiry in
-    the outbox, if it had expired.
+    needed_seconds: the seconds of its timers, since the epoch, that other sessions need. outbox_id: the id of its row
+    in the outbox, if it had expired.
     """
 
     session: Session
@@ -104,7 +104,7 @@ class Ended(NamedTuple):
 
 
 class Prerequisites(NamedTuple):
-    """What else a start needs, apart from there being no active session."""
+    """What a start needs, apart from there being no active session."""
 
     exists: bool
     consents: bool
@@ -134,7 +134,7 @@ class Started(NamedTuple):
 
 
 class Census(NamedTuple):
-    """How many sessions are active, how many are overdue, and for how long the oldest of those has been."""
+    """How many sessions are active, how many are overdue, and how long ago the oldest of those expired."""
 
     active: int
     overdue: int
@@ -145,18 +145,19 @@ class StartRefusedError(Exception):
     """The member may not start, or has an active session."""
 
 
-REMEMBERED = 1000  # of a member's sessions, the latest: as many as a start reads
+REMEMBERED = 1000  # how many of a member's latest sessions a start reads for the blur
 
 _DEGREE = 10**8  # the columns' last decimal
 _ABOVE_ZERO = 180 * _DEGREE  # a negative number would show its sign through the mask
-_MASK_BITS = 48  # of a coordinate's 36
-# SQLSTATE classes of a fingerprint that cannot be stored, whenever it is tried: bad data, a constraint, no such table
-# or no right to it, an exception that a trigger raised. After a lock wait, a deadlock or a cancelled statement it can.
+_MASK_BITS = 48  # more than the 36 of a coordinate
+# SQLSTATE classes of errors that a retry would not cure when a fingerprint is stored: bad data, a constraint, a missing
+# table or privilege, an exception raised by a trigger. (It would cure a lock timeout, a deadlock, a cancellation.)
 _PERMANENT = {"22", "23", "42", "P0"}
 
-# These read many rows: the plan that a connection made while the table was empty would be slow.
+# For statements that read many rows: a plan that a connection cached while the table was empty would be slow.
 _PLAN_EACH_TIME = "SET LOCAL plan_cache_mode = force_custom_plan;"
 
+# The session that a statement reads or changes; and any other, which may need the same timers.
 _Mine, _Other = AfterHoursSession, aliased(AfterHoursSession, name="other")
 
 _MEMBER: BindParameter[str] = bindparam("member_id")
@@ -165,14 +166,14 @@ _BATCH: BindParameter[int] = bindparam("batch")
 
 
 def _session(row: Any = _Mine, **others: SQLColumnExpression[Any]) -> list[ColumnElement[Any]]:
-    """Return the columns of a Session out of `row`, but for `others`."""
+    """Return the columns of a Session from `row`; those named in `others` are replaced."""
     columns = [others.get(name, getattr(row, name)).label(name) for name in Session._fields[:-1]]
     return [*columns, CLOCK_NOW.label("now")]
 
 
 def _session_and(*more: str) -> Any:
     """Return a row type: the fields of a Session, and more."""
-    return namedtuple("Row", (*Session._fields, *more))  # noqa: PYI024 - its fields are those of another
+    return namedtuple("Row", (*Session._fields, *more))  # noqa: PYI024 - its fields come from Session
 
 
 def _session_of(row: Any) -> Session:
@@ -220,11 +221,11 @@ class _Preparation(NamedTuple):
 
 
 def _prepare_start() -> Any:
-    # First the member's row, as everything that locks more than a session does: a withdrawal or an erasure in progress
-    # is waited for, and the next statement sees its outcome.
+    # Lock the member's row first (docs/decisions/0011): this waits for a withdrawal or an erasure in progress, and the
+    # next statement sees its outcome.
     member = select(User.id).where(User.id == _MEMBER).with_for_update(read=True, key_share=True)
     locked = member.cte("member").prefix_with("MATERIALIZED")
-    # Noise that masks the next statement's place; the server makes it, so that no statement names it.
+    # Noise that masks the next statement's coordinates; the server generates it, so that no statement contains it.
     made = select(cast(func.gen_random_uuid(), Text).label("noise")).cte("made").prefix_with("MATERIALIZED")
     latest = (
         select(_Mine.fuzzed_latitude, _Mine.fuzzed_longitude)
@@ -241,7 +242,7 @@ def _prepare_start() -> Any:
     ).select_from(made)
 
 
-# The latest sessions are taken in the index's order, not collected and sorted.
+# Without sorting, the planner reads the latest sessions in the index's order.
 _PREPARE_START = Statement(_prepare_start(), _Preparation, before="SET LOCAL enable_sort = off;")
 
 
@@ -255,10 +256,10 @@ def _mask(part: ColumnElement[str]) -> ColumnElement[Any]:
 
 
 def _start() -> Any:
-    """Return one statement: an overdue session is ended, lest it block the new one; the new one is inserted.
+    """Return one statement that ends an overdue session, which would block the new one, and inserts the new one.
 
-    Of a session that another process ends at this moment the statement still sees that it has no end; if it had
-    expired, it ended at its expiry.
+    The statement may still see a session as unended that another process is ending at this moment; if it has expired,
+    its `ended_at` is its expiry.
     """
     overdue = (
         update(_Mine)
@@ -296,7 +297,7 @@ def _start() -> Any:
             select(*row.values()).where(
                 exists(select(User.id).where(User.id == _MEMBER, User.after_hours_consent.is_(True))),
                 exists(select(AfterHoursProfile.user_id).where(AfterHoursProfile.user_id == _MEMBER)),
-                # The count lets the insert wait for the update.
+                # The count makes the insert wait for the update.
                 select(func.count()).select_from(overdue).scalar_subquery() >= literal_column("0"),
             ),
         )
@@ -320,7 +321,7 @@ def _start() -> Any:
 _START: Statement[Any] = Statement(_start(), _session_and("what"))
 
 
-# The COMMIT goes in the same round trip. The savepoint keeps the start if the fingerprint alone fails.
+# The COMMIT is sent with the insert, to save a round trip. If only the insert fails, the savepoint keeps the start.
 _STORE_DEVICE_AND_COMMIT: Statement[Any] = Statement(
     insert(DeviceFingerprint)
     .inline()
@@ -348,7 +349,7 @@ _PREREQUISITES = Statement(
 
 
 def _end() -> Any:
-    # One that has expired ends at its expiry, which is published from the outbox.
+    # An expired session ends at its expiry, which is published from the outbox.
     ended = (
         update(_Mine)
         .where(
@@ -373,8 +374,8 @@ _END: Statement[Any] = Statement(_end(), _session_and("needed", "outbox_id"))
 
 
 def _extend() -> Any:
-    # The last key is kept, and its answer; an extension without one changes neither. A repeated key matches no row,
-    # even if it waited for the first request's lock.
+    # The session keeps the last key and its answer; an extension without a key changes neither. A repeated key matches
+    # no row, even if it waited for the first request's lock.
     key, extended = cast(bindparam("key"), Text), _rounded_up(_Mine.expires_at + _LENGTH)
     keyed = key.is_not(None)
     return (
@@ -407,8 +408,8 @@ _REPEATED: Statement[Any] = Statement(
 def _locked(*conditions: ColumnElement[bool]) -> Any:
     """Return the ids of up to `batch` sessions, the next to expire first, locked.
 
-    SKIP LOCKED: two workers on the same second share the sessions; a member who holds a row is ending or extending it.
-    NO KEY: what only refers to a session, such as a decline, does not wait.
+    SKIP LOCKED: concurrent workers share the sessions, and those that their member is ending or extending are skipped.
+    NO KEY: rows that only refer to a session, such as declines, do not wait.
     """
     found = select(_Mine.id).where(*conditions).order_by(_Mine.expires_at).limit(_BATCH)
     return func.array(found.with_for_update(skip_locked=True, key_share=True).scalar_subquery())
@@ -450,7 +451,7 @@ _WARN_DUE: Statement[Any] = Statement(
 
 
 def _claim_pending() -> Any:
-    """Return a statement for so many rows of the outbox that their sessions fill a batch."""
+    """Return a statement that claims as many rows of the outbox as hold a batch of sessions."""
     due = (
         select(ExpiryOutbox)
         .where(ExpiryOutbox.publish_at <= STATEMENT_NOW)
@@ -524,11 +525,11 @@ def start(
     """Start a session and store its device, in a transaction of its own.
 
     blur: returns the point to show, given the blurred points of the retained sessions. A fingerprint that cannot be
-    stored is left out; when another try may succeed (a lock, a deadlock) the start fails. Raises StartRefusedError,
-    having changed nothing; `prerequisites` or an active session tell why.
+    stored is left out; if a retry could store it (a lock, a deadlock), the start fails. Raises StartRefusedError and
+    changes nothing: `prerequisites` or an active session show why.
 
-    PostgreSQL logs a statement that fails, values included. So each coordinate crosses under a mask of its own, which
-    the server has made and no statement names.
+    PostgreSQL logs a statement that fails, with its values. So each coordinate is XORed with a mask of its own, which
+    the server generates and no statement contains.
     """
     with transaction():
         [prepared] = _PREPARE_START.all(member_id=member_id)
@@ -570,8 +571,8 @@ def extend(
 ) -> Extension | None:
     """Move the expiry of the member's active session by `length`; concurrent extensions add up.
 
-    minutes: `length` as the member put it. lead: how long before an expiry its warning comes. key: if it came with the
-    session's last extension, the session is not extended again, and the answer is the same.
+    minutes: `length` as the member gave it. lead: how long before an expiry its warning comes. key: if it is that of
+    the session's last extension, the session is not extended again, and the answer is the same.
     """
     row = _EXTEND.first(member_id=member_id, minutes=minutes, length=length, lead=lead, key=key)
     if row:
@@ -586,7 +587,7 @@ def end_due(batch: int, lease: timedelta) -> PendingExpiries:
 
 
 def claim_pending(batch: int, lease: timedelta) -> PendingExpiries:
-    """Return about `batch` sessions whose expiry was not published in time; they are the caller's for the lease."""
+    """Return about `batch` sessions whose expiry was not published in time, leased to the caller."""
     return _pending(_CLAIM_PENDING.all(batch=batch, lease=lease))
 
 

@@ -1,4 +1,4 @@
-"""The use cases of a session: first the transaction, then one pipeline to Redis with its events and timers."""
+"""The use cases of a session: first the transaction; after the commit, its events and timers in a Redis pipeline."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,10 +30,10 @@ logger = get_logger(__name__)
 
 Device = Mapping[str, str | None]
 
-BATCH = 1000  # sessions a transaction ends or warns
+BATCH = 1000  # sessions that one transaction ends or warns
 LEASE = timedelta(seconds=10)  # to publish an expiry; after that any worker retries
-TRIES = 5
-REMEMBERED = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # for so long Redis knows that an end was published
+TRIES = 5  # of a start: deadlocks, and refusals whose reason is gone
+REMEMBERED = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # how long Redis surely knows that an end was published
 
 
 class Overdue(NamedTuple):
@@ -55,8 +55,8 @@ def status(member_id: str) -> Session | None:
 def start(member_id: str, minutes: int, place: Point, device: Device | None) -> Session:
     """Let a member go live at a place, for some minutes.
 
-    Raises VerificationRequired (the member is gone), ConsentRequired (withdrawn since the gate), ProfileRequired or
-    SessionAlreadyActive.
+    Raises VerificationRequired (the member was deleted), ConsentRequired (withdrawn since the gate's check),
+    ProfileRequired, SessionAlreadyActive, or ServiceUnavailable after TRIES.
     """
     settings = current_settings()
     secret, length = settings.location_secret.encode(), rules.length(minutes, settings.minute_seconds)
@@ -73,9 +73,9 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
         except StartRefusedError:
             _raise_refusal(member_id)  # unless the reason is gone by now
         except DBAPIError as error:
-            if isinstance(error.orig, ForeignKeyViolation):  # the member was deleted since the gate
+            if isinstance(error.orig, ForeignKeyViolation):  # the member was deleted since the gate's check
                 raise errors.VerificationRequired from error
-            if not isinstance(error.orig, TransactionRollbackError):  # a deadlock changed nothing, and is retried
+            if not isinstance(error.orig, TransactionRollbackError):  # a deadlock: nothing was changed, so retry
                 raise
     else:
         raise errors.ServiceUnavailable
@@ -104,10 +104,10 @@ def _raise_refusal(member_id: str) -> None:
 
 
 def extend(member_id: str, minutes: int, key: str | None = None) -> Extension:
-    """Give the member's active session more minutes.
+    """Extend the member's active session by some minutes.
 
-    key: made up by the client for this extension; repeated on the same session it extends once and gets the same
-    answer. The session remembers its last one. Raises NoActiveSession.
+    key: the client's idempotency key; a request that repeats it on the same session does not extend again, and gets
+    the same answer. A session remembers only its last key. Raises NoActiveSession.
     """
     length = rules.length(minutes, current_settings().minute_seconds)
     extension = queries.extend(member_id, minutes, length, deadlines.warning_lead(), key)
@@ -150,7 +150,7 @@ def end_in_transaction(member_id: str, *, overdue: bool = False) -> Ended | None
 def publish_end(ended: Ended, reason: str) -> None:
     """Publish the end of a session that was committed, and cancel its timers.
 
-    reason: `user` or `operator`; that of a session that had expired is `timeout`.
+    reason: `user` or `operator`; ignored if the session had expired: the reason is then `timeout`.
     """
     session, cancelled = ended.session, []
     expired = ended.outbox_id is not None
@@ -165,10 +165,10 @@ def publish_end(ended: Ended, reason: str) -> None:
 
 
 def do_what_is_due() -> Overdue:
-    """End every overdue session, warn every one that is about to expire; any number of workers may do so at once.
+    """End every overdue session and warn every one that is about to expire; workers may do so concurrently.
 
     Then publish, batch by batch, the expiries that are still pending because a worker died or Redis was away after the
-    commit. However many those are, what falls due meanwhile comes first.
+    commit. Sessions that fall due meanwhile come first, before each batch.
     """
     ended = warned = 0
     published = True
@@ -184,7 +184,7 @@ def do_what_is_due() -> Overdue:
 
 
 def reconcile() -> dict[str, int]:
-    """Make Redis agree with the database: do what is overdue, arm what is missing, and return how many those were.
+    """Make Redis agree with the database: do what is overdue, arm missing timers, and return the counts.
 
     Raises RedisError when Redis is away, or refused a timer or an expiry.
     """
@@ -216,9 +216,10 @@ def _ended(session: Session, reason: str) -> Event:
 
 
 def _unpublished_end(previous: Session | None) -> Event | None:
-    """Return the end of the previous session if it may not be published yet; a later attempt is then dropped.
+    """Return the end of the previous session if it may not be published yet.
 
-    A member's end is published by its own request, or never; an expiry is retried, however late.
+    The process that ended it may still try: Redis then drops the duplicate. An early end is published by its own
+    request or never; an expiry is retried, however late.
     """
     if previous is None:
         return None
@@ -237,7 +238,7 @@ def _count_ends(reason: str, *ended: Session) -> None:
 
 
 def _end_due() -> tuple[int, bool]:
-    """End all that is due, batch by batch: while a full one is published, the next one is ended.
+    """End what is due, batch by batch: while a full batch is published, the next one is ended.
 
     Return how many, and whether all were published.
     """

@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError
 
 from afterhours_service.stores.database import READ_ONLY, db, is_lost
 
-# The server and the connection disagree about a prepared statement: another has its name, nobody does, or a column that
-# it returns has changed its type. A new connection starts afresh.
+# The server and this process disagree about a prepared statement: its name is taken, or unknown, or a column that it
+# returns has changed its type. A new connection has none.
 _STALE = (DuplicatePreparedStatement, InvalidSqlStatementName, FeatureNotSupported)
 
 
@@ -36,7 +36,7 @@ def transaction(isolation: str = "") -> Iterator[None]:
     g.begin = f"BEGIN ISOLATION LEVEL {isolation};" if isolation else "BEGIN;"
     try:
         yield
-        if "connection" in g and _is_open(_driver()):  # a statement may have brought its own COMMIT
+        if "connection" in g and _is_open(_driver()):  # a statement may have included the COMMIT
             with cursor() as opened:
                 opened.execute("COMMIT")
                 if opened.statusmessage != "COMMIT":  # the server rolls back after an error that somebody caught
@@ -48,12 +48,12 @@ def transaction(isolation: str = "") -> Iterator[None]:
 
 
 def in_transaction() -> bool:
-    """Tell whether a transaction is open."""
+    """Return whether a transaction is open."""
     return "begin" in g
 
 
 def take_begin() -> str:
-    """Return the BEGIN for the transaction's first statement; after that, or outside a transaction, an empty string."""
+    """Return BEGIN for the first statement of a transaction; otherwise, and outside one, an empty string."""
     begin: str = g.get("begin", "")
     if begin:
         g.begin = ""
@@ -101,7 +101,7 @@ def release_connection(_error: BaseException | None = None) -> None:
     try:
         if not driver.closed:
             driver.autocommit = False
-    except psycopg2.Error:  # it is in the middle of something
+    except psycopg2.Error:  # a statement or transaction is still in progress
         driver.close()
     if driver.closed:
         connection.invalidate()

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 
 class Base(DeclarativeBase):
-    """Names constraints as PostgreSQL does by itself, so that adopted tables and ours have the same."""
+    """The models' base class. Constraints have PostgreSQL's default names, so that the host's tables and ours match."""
 
     metadata = MetaData(
         naming_convention={
@@ -32,8 +32,8 @@ _ISOLATION = r"default_transaction_isolation=read\ committed"
 
 READ_ONLY = "25006"  # SQLSTATE of a write to a server that takes none
 
-# After these a connection is of no use: connection exceptions, a server that shuts down or starts, a session that it
-# ended for idling in a transaction. (57014 is no such thing: a statement that took too long.)
+# After these a connection is unusable: connection exceptions, a server that shuts down or starts, a session that it
+# ended for idling in a transaction. (57014 is not among them: it means a statement timeout.)
 _LOST = ("08", "57P", "25P03", "25P04", READ_ONLY)
 
 
@@ -52,10 +52,10 @@ migrate = Migrate(directory=str(MIGRATIONS))
 
 
 def connect_args(url: str, *options: str, **defaults: str | int) -> dict[str, str | int]:
-    """Return what connections get beside the URL, which prevails: `defaults` of libpq's, and `options` of the server's.
+    """Return connection arguments: `defaults` for libpq and `options` for the server. What the URL sets prevails.
 
-    Every connection has the isolation that the statements rely on, whatever the database's default, and only a server
-    that takes writes is connected to: a standby would answer with what was true a while ago.
+    Every connection has the isolation level that the statements rely on, whatever the database's default. Only a server
+    that accepts writes is connected to: a standby would return stale data.
     """
     given = make_url(url).query
     theirs = given.get("options") or os.environ.get("PGOPTIONS", "")
@@ -66,12 +66,12 @@ def connect_args(url: str, *options: str, **defaults: str | int) -> dict[str, st
 
 
 def is_lost(error: BaseException | None) -> bool:
-    """Tell by its SQLSTATE whether the connection that an error came from is of no use any more."""
+    """Return, by the error's SQLSTATE, whether its connection has become unusable."""
     return (getattr(error, "pgcode", None) or "").startswith(_LOST)
 
 
 def drop_lost_connections(engine: Engine) -> None:
-    """Let the pool drop a connection whose error says that it is of no use, and with it all that are older."""
+    """Let the pool drop a connection whose error means that it is unusable, and all older ones with it."""
 
     @event.listens_for(engine, "handle_error")
     def look(context: ExceptionContext) -> None:
@@ -81,7 +81,7 @@ def drop_lost_connections(engine: Engine) -> None:
 def replace_closed_connections(engine: Engine) -> None:
     """Let the pool replace a connection that the server has closed, as pool_pre_ping does, without its round trip.
 
-    An idle connection has nothing to say: one that can be read from tells of its end.
+    The server sends nothing on an idle connection, so one that is readable has been closed.
     """
 
     @event.listens_for(engine, "checkout")

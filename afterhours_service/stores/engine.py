@@ -1,4 +1,4 @@
-"""The app's database engine: its options, its pool, and its end with each request, job and forked process."""
+"""The app's database engine: its options, its pool, and the cleanup after each request, job and fork."""
 
 import os
 import weakref
@@ -23,7 +23,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     app.config["SQLALCHEMY_DATABASE_URI"] = settings.database_url
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {
         "pool_timeout": 2,  # seconds
-        "hide_parameters": True,  # errors are logged, and parameters say where members are
+        "hide_parameters": True,  # errors are logged, and parameters contain members' places
         "connect_args": connect_args(
             settings.database_url,
             "statement_timeout=5s",

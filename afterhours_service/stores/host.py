@@ -1,4 +1,4 @@
-"""The host application's tables, read and never written here: `rights/` writes the two columns of consent."""
+"""The host application's tables. The service reads them; it writes only the two consent columns, in `rights/`."""
 
 import uuid
 from datetime import datetime
@@ -46,7 +46,7 @@ class User(Base):
 
 
 class MainProfile(Base):
-    """The profile that a member shows by day."""
+    """A member's profile in the host's app, outside After Hours."""
 
     __tablename__ = "profiles"
 
@@ -58,7 +58,7 @@ class MainProfile(Base):
 
 
 class Subscription(Base):
-    """A purchase of premium; `expires_at` is null for a lifetime's."""
+    """A purchase of premium; `expires_at` is null if it never expires."""
 
     __tablename__ = "user_subscriptions"
 
@@ -76,7 +76,7 @@ class Subscription(Base):
 
 
 class Block(Base):
-    """A member's wish to have nothing to do with another."""
+    """A member has blocked another."""
 
     __tablename__ = "blocks"
     __table_args__ = (UniqueConstraint("user_id", "blocked_user_id"),)
@@ -110,8 +110,8 @@ _STANDING = Statement(
 )
 
 
-# Every start, decline and change of preferences takes this lock first, in its transaction; a withdrawal of consent and
-# an erasure take FOR UPDATE, which excludes it.
+# Every decline and change of a profile or preferences takes this lock first in its transaction, and a start takes the
+# same one; a withdrawal of consent and an erasure take FOR UPDATE, which excludes it (docs/decisions/0011).
 _LOCK: Statement[Any] = Statement(
     select(User.after_hours_consent.is_(true()).label("consent"))
     .where(User.id == bindparam("member_id"))
@@ -123,11 +123,11 @@ _TRY_LOCK_ERASURE: Statement[Any] = Statement(
 _LOCK_ERASURE: Statement[Any] = Statement(
     select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("member_id"), bindparam("seed"))))
 )
-LOCK_SEED = 0x0AF7E12  # any number: a lock of another application's must not be ours by chance
+LOCK_SEED = 0x0AF7E12  # arbitrary: makes a collision with another application's advisory locks unlikely
 
 
 def lock(member_id: str) -> bool | None:
-    """Wait for a withdrawal or an erasure under way, and hold up others until the transaction ends.
+    """Wait for a withdrawal or an erasure in progress, and block new ones until the transaction ends.
 
     Returns the member's consent; None when there is no such member.
     """
@@ -136,7 +136,7 @@ def lock(member_id: str) -> bool | None:
 
 
 def try_lock_erasure(member_id: str) -> bool:
-    """Hold up an erasure until the transaction ends; false when one is under way."""
+    """Block erasures until the transaction ends; false when one is in progress."""
     [(taken,)] = _TRY_LOCK_ERASURE.all(member_id=member_id, seed=LOCK_SEED)
     return bool(taken)
 

@@ -1,7 +1,7 @@
-"""What the migrations share: where things are, and whose they are.
+"""What the migrations share: finding objects, and marking those that a migration created.
 
-What a migration made on a table of somebody else's carries a comment, and so does a table that it made. The way back
-takes those, and leaves what was there before. Names are looked up by the search_path, as the service's statements do.
+Every table that a migration creates has a comment, and so has what it adds to an existing table. A downgrade removes
+only what has this comment. Names are looked up by the search_path, as in the service's statements.
 """
 
 import logging
@@ -23,7 +23,7 @@ def ask(statement: str, **parameters: Any) -> Any:
 
 
 def exists(relation: str) -> bool:
-    """Tell whether a table, view or index is there."""
+    """Return whether a table, view or index is there."""
     return bool(ask("SELECT to_regclass(:name) IS NOT NULL", name=relation))
 
 
@@ -38,28 +38,28 @@ def qualified(relation: str) -> str:
 
 
 def here() -> str:
-    """Return the schema that what a migration makes goes to, quoted."""
+    """Return the schema in which migrations create objects, quoted."""
     schema: str = ask("SELECT quote_ident(current_schema())")
     return schema
 
 
 def note(thing: str, revision: str) -> None:
-    """Note that a migration made a thing: `TABLE x`, `INDEX x`, `COLUMN x.y`, `CONSTRAINT x ON y`, `EXTENSION x`."""
+    """Mark a thing as made by a migration: `TABLE x`, `INDEX x`, `COLUMN x.y`, `CONSTRAINT x ON y`, `EXTENSION x`."""
     op.execute(f"COMMENT ON {thing} IS '{MADE} {revision}'")
 
 
 def is_made(relation: str) -> bool:
-    """Tell whether a migration made a table or an index."""
+    """Return whether a migration made a table or an index."""
     return _is_note(ask("SELECT obj_description(to_regclass(:name), 'pg_class')", name=relation))
 
 
 def is_column_made(table: str, column: str) -> bool:
-    """Tell whether a migration made a column."""
+    """Return whether a migration made a column."""
     return _is_note(_column_comment(table, column))
 
 
 def is_constraint_made(table: str, name: str) -> bool:
-    """Tell whether a migration made a constraint."""
+    """Return whether a migration made a constraint."""
     statement = """
         SELECT obj_description(oid, 'pg_constraint') FROM pg_constraint
         WHERE conrelid = to_regclass(:table) AND conname = :name
@@ -68,14 +68,14 @@ def is_constraint_made(table: str, name: str) -> bool:
 
 
 def is_extension_made(name: str) -> bool:
-    """Tell whether a migration made an extension."""
+    """Return whether a migration made an extension."""
     return _is_note(ask("SELECT obj_description(oid, 'pg_extension') FROM pg_extension WHERE extname = :n", n=name))
 
 
 def make_index(name: str, definition: str, revision: str, unique: bool = False) -> None:
-    """Make an index without blocking writers, in an autocommit block; one that is there already is as good.
+    """Make an index without blocking writers, in an autocommit block; an existing one is kept.
 
-    definition: from the table's name on.
+    definition: the statement from the table's name on.
     """
     if ask("SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)", name=name):
         op.execute(f"DROP INDEX CONCURRENTLY {name}")  # half-made by an interrupted run
@@ -93,19 +93,19 @@ def drop_index(name: str) -> None:
 
 
 def let_be_null(table: str, column: str) -> None:
-    """Let a column be null, and note that it had to have a value."""
+    """Make a column nullable, and note that it was not."""
     if ask("SELECT attnotnull FROM pg_attribute WHERE attrelid = to_regclass(:t) AND attname = :c", t=table, c=column):
         op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL")
         note_no_longer_required(table, column)
 
 
 def note_no_longer_required(table: str, column: str) -> None:
-    """Note that a column had to have a value before; a comment that it has is kept."""
+    """Note that a column was NOT NULL before; an existing comment is kept."""
     _set_column_comment(table, column, "\n".join(filter(None, [_column_comment(table, column), NO_LONGER_REQUIRED])))
 
 
 def require_again(table: str, column: str) -> None:
-    """Let a column that `let_be_null` changed have a value again, if every row has one."""
+    """Make a column that `let_be_null` changed NOT NULL again, if every row has a value."""
     comment = _column_comment(table, column) or ""
     if NO_LONGER_REQUIRED not in comment:
         return
@@ -117,7 +117,7 @@ def require_again(table: str, column: str) -> None:
 
 
 def remains(what: str) -> None:
-    """Say what the way back leaves."""
+    """Log what a downgrade leaves."""
     logger.warning("remains: %s", what)
 
 

@@ -1,6 +1,6 @@
 """Objects under keys such as `after-hours-photos/<user>/<uuid>.jpg`: in a folder, or in an S3-compatible bucket.
 
-Keys are what the database holds; URLs are made when asked for, and expire.
+The database holds keys; URLs are made on request, and expire.
 """
 
 import errno
@@ -24,14 +24,14 @@ from itsdangerous import Signer
 from afterhours_service.config import Settings
 
 PAGE = 1000
-"""Most objects in one page of a listing."""
+"""The maximum number of objects in one page of a listing."""
 
 _PUT_ATTEMPTS = 20
-"""How often a folder may be removed, for being empty, just before something is stored in it."""
+"""Attempts to store a file, as another process may remove the empty folder just before."""
 
 
 class StorageUnavailable(Exception):
-    """The storage is away, refuses, or is set up wrongly; the call may be tried again later."""
+    """The storage is down, refuses the request, or is configured wrongly; the call may be retried later."""
 
 
 class LinkInvalid(Exception):
@@ -62,14 +62,13 @@ class Storage(Protocol):
         """Delete every object whose key begins with `folder` and a slash. Raises `StorageUnavailable`."""
 
     def url(self, key: str) -> str:
-        """Return an address where anyone can read the object until it expires. Talks to nobody."""
+        """Return an address where anyone can read the object until it expires. Makes no network call."""
 
     def list(self, prefix: str, older_than: datetime, after: str = "") -> Iterator[Page]:
-        """Yield pages of the objects under a prefix last modified before an (aware) moment, in an order that stays.
+        """Yield pages of the objects under a prefix last modified before an (aware) moment, in a stable order.
 
-        after: only keys behind this one, so that a listing can go on where another one stopped. No page is empty.
-
-        What a page holds may be deleted before the next is asked for. Raises `StorageUnavailable`.
+        after: only keys after this one, so that a listing can continue where another one stopped. No page is empty. The
+        objects of a page may be deleted before the next page is requested. Raises `StorageUnavailable`.
         """
 
 
@@ -107,14 +106,14 @@ def check_key(key: str) -> None:
 
 
 class FolderStorage:
-    """Objects as files under `root`, read through `open` by whoever holds a URL signed with `secret`.
+    """Objects as files under `root`, read through `open` by anyone with a URL signed with `secret`.
 
     A URL lives for `ttl` seconds at least, and at most an eighth longer: its expiry is rounded up, so that it stays
     the same for a while and clients can cache the picture.
     """
 
     def __init__(self, root: Path, secret: bytes, base_url: str, ttl: int = 7200) -> None:
-        self._root = root.absolute()  # of the working directory, once and for all: Flask would take its package's
+        self._root = root.absolute()  # relative to the working directory: Flask would use its package's folder
         self._base_url = base_url.rstrip("/")
         self._ttl = ttl
         self._signer = Signer(secret, salt="afterhours-object-link", digest_method=sha256)
@@ -135,7 +134,7 @@ class FolderStorage:
                         raise
 
     def delete(self, keys: Iterable[str]) -> None:
-        """See `Storage`. A folder that is left empty goes too."""
+        """See `Storage`. Folders that become empty are removed, too."""
         for key in keys:
             path = self._path(key)
             with _unavailable_on(OSError):
@@ -211,8 +210,8 @@ class S3Storage:
     """Objects in a bucket of an S3-compatible server, read through presigned URLs that live for `ttl` seconds.
 
     An attempt gives up when the server takes more than `connect_seconds` to accept the connection or is silent for
-    `answer_seconds`. There are two attempts, so that with the defaults a call ends within 20 s: before gunicorn, at
-    30 s, ends the worker that waits for it.
+    `answer_seconds`. There are two attempts, so that with the defaults a call ends within 20 s: before gunicorn kills
+    the waiting worker at 30 s.
 
     One instance serves any number of threads, and may be made before a fork.
     """
@@ -229,8 +228,8 @@ class S3Storage:
         connect_seconds: float = 2,
         answer_seconds: float = 5,
     ) -> None:
-        """Talk to nobody yet. Raises `ValueError` when the endpoint is not a URL."""
-        # Imported here: 0.3 s and 40 MB that only those pay who have a bucket.
+        """Make no network call yet. Raises `ValueError` when the endpoint is not a URL."""
+        # Imported here, as it takes 0.3 s and 40 MB that a service without a bucket does not need.
         import boto3  # noqa: PLC0415
         from botocore.config import Config  # noqa: PLC0415
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
@@ -312,7 +311,7 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 def _raise_what_counts(_call: Any, _path: str, failure: tuple[Any, BaseException, Any]) -> None:
-    """Let rmtree pass over what is gone already, and over a folder in which something new is being stored."""
+    """Let rmtree ignore what is already gone, and a folder in which a new file is being stored."""
     error = failure[1]
     if not isinstance(error, FileNotFoundError) and getattr(error, "errno", None) != errno.ENOTEMPTY:
         raise error

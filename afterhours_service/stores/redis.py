@@ -37,8 +37,8 @@ WORKER_TIMEOUT_SECONDS = 5.0
 
 RECONNECT_SECONDS = 1.0
 
-# Error codes of a server that cannot serve now: a replica, one that is loading, one that lost its replicas. They stand
-# at the start of the message, or after the prefix of a pipeline or of an older Redis's script.
+# Error codes of a server that cannot serve now: a replica, one that is loading, one that lost its replicas. They are
+# at the start of the message, or after the prefix that a pipeline, or a script in an older Redis, adds.
 _NOT_SERVING = re.compile(r"(?:^|caused error: |-)(READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|UNBLOCKED|BUSY) ")
 
 PROBE = "after-hours:probe"  # a key that is never set
@@ -55,7 +55,7 @@ def connect(settings: Settings, timeout_seconds: float) -> Redis:
 
 
 def is_away(error: Exception) -> bool:
-    """Tell whether Redis does not answer, or answers that it cannot serve."""
+    """Return whether Redis does not answer, or answers that it cannot serve."""
     known = ConnectionError | TimeoutError | ReadOnlyError | ClusterDownError  # MASTERDOWN is one of the latter
     return isinstance(error, known) or _NOT_SERVING.search(str(error)) is not None
 
@@ -87,9 +87,9 @@ def refusals(redis: Redis, *commands: Command) -> dict[str, str]:
 
 
 class Breaker:
-    """A circuit breaker: after a failure no request uses Redis until a background thread finds that it takes writes.
+    """A circuit breaker: after a failure no request uses Redis until a background thread finds that it accepts writes.
 
-    So one request per process and outage waits for the timeout.
+    So in an outage only one request per process waits for the timeout.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -98,7 +98,7 @@ class Breaker:
         self.open = False
 
     def trip(self, error: Exception) -> None:
-        """Open the breaker until Redis serves again. Drop its connections: the host name may lead elsewhere by then."""
+        """Open the breaker until Redis serves again. Drop its connections, as the host name may change."""
         self._drop_connections()
         with self._lock:
             if self.open:
@@ -114,7 +114,7 @@ class Breaker:
             time.sleep(RECONNECT_SECONDS)
             try:
                 refusals(self._redis, WRITE)
-            except Exception:  # noqa: BLE001 - if this thread ended, the breaker would stay open for ever
+            except Exception:  # noqa: BLE001 - if this thread ended, the breaker would stay open forever
                 self._drop_connections()
                 continue
             self.open = False
@@ -163,7 +163,7 @@ def redis_failed(error: Exception) -> None:
 
 
 def is_redis_away() -> bool:
-    """Tell whether the breaker is open."""
+    """Return whether the breaker is open."""
     return _current_breaker().open
 
 
@@ -182,7 +182,7 @@ def only_logged(message: str) -> Iterator[None]:
 def after_commit() -> Iterator[Pipeline]:
     """Yield a pipeline for the side effects of a commit, and send it at the end of the block, command by command.
 
-    Raises nothing but a job's timeout. What fails is logged, and the reconciliation does it again.
+    Raises nothing but a job's timeout. Failures are logged; the reconciliation restores timers.
     """
     pipeline = current_redis().pipeline(transaction=False)
     with only_logged("after-commit step failed"):

@@ -1,6 +1,6 @@
 """Statements from the models, compiled once, and planned once by each connection.
 
-The reason is CPU: the two reads of a status take 160 µs; by Core on autocommit 344, by the ORM's session 456.
+The reason is CPU (docs/decisions/0012).
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class Statement(Generic[Row]):
         name = f"after_hours_{hashlib.sha256(self._text.encode()).hexdigest()[:16]}"
         numbers = {each: f"${number}" for number, each in enumerate(compiled.params, 1)}
         self._prepare = f"PREPARE {name} AS {self._text % numbers}"
-        # Without parameters it reads a whole table, which may have grown since: it is planned each time.
+        # One without parameters reads a whole table, which may have grown: plan it each time.
         self._call = f"EXECUTE {name} ({', '.join(f'%({each})s' for each in numbers)})" if numbers else ""
 
     def all(self, **parameters: Any) -> list[Row]:

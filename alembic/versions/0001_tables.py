@@ -150,7 +150,7 @@ def upgrade() -> None:
             op.execute(f"CREATE TABLE {table} ({columns})")
             migrating.note(f"TABLE {table}", revision)
             if table in HOST_TABLES:
-                _tell_of_others(table)
+                _warn_of_others(table)
     for table, column, definition in COLUMNS:
         if not _has_column(table, column):
             op.execute(f"ALTER TABLE {table} ADD COLUMN {column} {definition}")
@@ -187,8 +187,8 @@ def downgrade() -> None:
         _revoke(f"SCHEMA {schema}", GRANTED_ON_SCHEMA)
 
 
-def _tell_of_others(table: str) -> None:
-    """Tell of tables by the name of one that was made for want of the host's: the search_path may leave those out."""
+def _warn_of_others(table: str) -> None:
+    """Warn of tables in other schemas with the name of one created here: the search_path may leave out the host's."""
     others = migrating.ask(
         """
         SELECT string_agg(relnamespace::regnamespace::text, ', ') FROM pg_class

@@ -1,7 +1,7 @@
 """Let exact coordinates live no longer than their session.
 
-A trigger erases them in the very statement that ends a session, whoever ends it: this service, the Node service while
-both run, or an operator. Those of the past are erased in batches. The way back cannot bring them back.
+A trigger erases them in the very statement that ends a session, whether this service runs it, the Node service while
+both run, or an operator. Those of past sessions are erased in batches. A downgrade cannot restore them.
 """
 
 import sqlalchemy as sa

@@ -2,9 +2,9 @@
 
 `discovery_key` is a point of five dimensions: where on the sphere (three, in metres), who (gender, and which gender
 they seek), and how old. `discovery_wish` is a box: the genders, the ages and the distance a member would like.
-docs/discovery.md tells how they are used. Triggers keep both, so that the Node service's sessions are found as well.
+docs/discovery.md explains how they are used. Triggers keep both, so that the Node service's sessions are found as well.
 
-Whoever calls a function may have any search_path, and a restore has none: functions in SQL are parsed here, once and
+The caller of a function may have any search_path, and a restore has none: functions in SQL are parsed here, once and
 for all (RETURN instead of a string), and what is parsed later (PL/pgSQL) names schemas.
 """
 

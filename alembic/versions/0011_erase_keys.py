@@ -1,7 +1,7 @@
 """Let discovery's key and wish live no longer than their session: the key holds the blurred place.
 
-The trigger of 0003 erases them in the statement that ends a session, whoever ends it; those of the past are erased in
-batches. The way back has no need to bring them back: nobody asks for those of an ended session.
+The trigger of 0003 erases them in the statement that ends a session; those of past sessions are erased in
+batches. A downgrade need not restore them: nothing reads those of an ended session.
 """
 
 import sqlalchemy as sa

@@ -77,7 +77,7 @@ class Op:
         return (self.status is None or self.status >= 500) and self.code not in NOT_DONE
 
     def ends(self, session: str) -> bool:
-        """Tell whether this, the end of some session, is or may be the end of that one."""
+        """Return whether this, the end of some session, is or may be the end of that one."""
         return self.is_unknown or self.session["id"] == session
 
     @property
@@ -188,13 +188,13 @@ class _Checker:
             self._violation(BAD_ANSWER, op.invoked, op)
 
     def _is_at_full_length(self, moment: float) -> bool:
-        """Tell whether a fault that lasts has done so for a second; a turn without one is all alike."""
+        """Return whether a fault that lasts has done so for a second; a turn without one is all alike."""
         phase = self._phase(moment)
         begin, end = self.spans[phase["fault"]]
         return not phase["lasts"] or begin + 1 <= moment <= end
 
     def _check_answer(self, op: Op) -> None:
-        """Judge an answer by itself, and by the final row of the session it tells of."""
+        """Judge an answer by itself, and by the final row of its session."""
         if not op.session:
             return
         row = self.rows.get(op.session["id"])
@@ -304,7 +304,7 @@ class _Checker:
                 self._violation(EVENT_DOUBLED, row.expires, (row, moments))
 
     def _was_deaf(self, begin: float, end: float) -> bool:
-        """Tell whether the subscriber was disconnected at some moment between the two."""
+        """Return whether the subscriber was disconnected at some moment between the two."""
         lost = [line["at"] for line in self.lines["subscriber"] if not line["connected"]]
         found = [line["at"] for line in self.lines["subscriber"] if line["connected"]]
         return any(

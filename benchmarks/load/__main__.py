@@ -214,7 +214,7 @@ def nightly(plan: Plan) -> str:
             ", ".join(f"{count:,} {name}" for name, count in plan.cleanup.items())
             + f". The worker was killed (-9) halfway, and another went on; it held {found.before:.0f} MiB before, "
             f"{found.most:.0f} at most. The longest transaction took {found.transaction:.2f} s. One run.",
-            table(["worked off", "rows"], rows),
+            table(["deleted or ended", "rows"], rows),
             table(["a request", "p99 without", "p99 beside the cleanup", "slowest without", "beside"], slower),
         ]
     )

@@ -28,8 +28,8 @@ class Felt(NamedTuple):
 class Cleanup(NamedTuple):
     """What a night showed.
 
-    seconds: all of it. rows: what was worked off. before, most: MiB of the worker. transaction: seconds of the longest
-    of the service's, as far as ten looks a second see it. without, beside: what requests felt, by route.
+    seconds: how long it took. rows: how many were deleted or ended. before, most: MiB of the worker. transaction:
+    seconds of the service's longest one, as sampled ten times a second. without, beside: request times, by route.
     """
 
     seconds: float

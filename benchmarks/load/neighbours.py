@@ -10,7 +10,7 @@ _patience = 15 * 60.0  # seconds, of one command
 
 
 class Neighbours:
-    """Tells what others took of the cores since it was made; nothing where the machine is one's own."""
+    """Measures how much CPU other programs have used since it was made; none on an otherwise idle machine."""
 
     def __init__(self) -> None:
         """Look for the first time."""

@@ -188,7 +188,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def is_ready(url: str) -> bool:
-    """Tell whether the service at `url` says that it can serve."""
+    """Return whether the service at `url` says that it can serve."""
     try:
         with urlopen(f"{url}/readyz", timeout=2):  # noqa: S310 - our own
             return True

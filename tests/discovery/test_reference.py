@@ -78,7 +78,7 @@ def make_world(dice: Random) -> World:
 
 
 def wants(a: Person, b: Person) -> bool:
-    """Tell whether a would like b."""
+    """Return whether a would like b."""
     wish = a.wish or Wish()
     fits = wish.seeking_gender == "Any" or wish.seeking_gender.lower() == (b.gender or "").lower()
     youngest, oldest = (18, 99) if b.age is None else (b.age, b.age)

@@ -124,7 +124,7 @@ def test_no_failure_tells_a_place(
 
 
 def solve(log: str) -> bool:
-    """Tell whether whoever has the log can find the place, by numbers of it that mask one another."""
+    """Return whether whoever has the log can find the place, by numbers of it that mask one another."""
     noise = {int(number) for number in re.findall(r"\d{12,19}", log)}
     noise |= {int(part, 16) for part in re.findall(r"[0-9a-f]{12}", log)}
     noise |= {uuid.UUID(found).int >> 80 for found in re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", log)}

@@ -62,7 +62,7 @@ def translucent(image: Image.Image) -> Image.Image:
 
 
 def close(image: Image.Image, x: float, y: float, colour: tuple[int, int, int], tolerance: int = 8) -> bool:
-    """Tell whether the pixel at these fractions of the sides has about this colour."""
+    """Return whether the pixel at these fractions of the sides has about this colour."""
     found = image.getpixel((int(image.width * x), int(image.height * y)))
     assert isinstance(found, tuple)
     return all(abs(a - b) <= tolerance for a, b in zip(found, colour, strict=True))
