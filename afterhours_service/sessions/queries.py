@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     BigInteger,
     BindParameter,
-    Boolean,
     ColumnElement,
     Double,
     Integer,
@@ -348,18 +347,18 @@ _PREREQUISITES = Statement(
 )
 
 
-def _end() -> Any:
-    # An expired session ends at its expiry, which is published from the outbox.
-    ended = (
+def _end(*, overdue: bool) -> Any:
+    """Return a statement that ends the member's active session; an overdue one too, if `overdue` says so."""
+    update_one = (
         update(_Mine)
-        .where(
-            _Mine.user_id == _MEMBER,
-            or_(_Mine.active(CLOCK_NOW), and_(_Mine.overdue(CLOCK_NOW), cast(bindparam("overdue"), Boolean))),
-        )
+        .where(_Mine.user_id == _MEMBER, _Mine.unended() if overdue else _Mine.active(CLOCK_NOW))
         .values(ended_at=func.least(_Mine.expires_at, CLOCK_NOW))
         .returning(*_session(), _needed_by_others(_Mine.expires_at))
-        .cte("ended")
     )
+    if not overdue:
+        return update_one.returning(cast(null(), BigInteger).label("outbox_id"))
+    # An expired session ends at its expiry, which is published from the outbox.
+    ended = update_one.cte("ended")
     expired = select(ended.c.now + _LEASE, array([ended.c.id])).where(ended.c.ended_at == ended.c.expires_at)
     outbox = (
         insert(ExpiryOutbox)
@@ -370,7 +369,9 @@ def _end() -> Any:
     return select(*ended.c, select(outbox.c.id).scalar_subquery().label("outbox_id"))
 
 
-_END: Statement[Any] = Statement(_end(), _session_and("needed", "outbox_id"))
+_END, _END_EVEN_OVERDUE = (
+    Statement[Any](_end(overdue=overdue), _session_and("needed", "outbox_id")) for overdue in (False, True)
+)
 
 
 def _extend() -> Any:
@@ -562,7 +563,8 @@ def end(member_id: str, lead: timedelta, lease: timedelta, overdue: bool = False
 
     lead: how long before an expiry its warning comes. lease: how long the caller has to publish an expiry.
     """
-    row = _END.first(member_id=member_id, lead=lead, lease=lease, overdue=overdue)
+    statement = _END_EVEN_OVERDUE if overdue else _END
+    row = statement.first(member_id=member_id, lead=lead, lease=lease)
     return Ended(_session_of(row), set(row.needed), row.outbox_id) if row else None
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import psycopg2
-from flask import g
+from flask.globals import app_ctx
 from psycopg2.errors import (
     DuplicatePreparedStatement,
     FeatureNotSupported,
@@ -30,33 +30,35 @@ def transaction(isolation: str = "") -> Iterator[None]:
     isolation: such as REPEATABLE READ; READ COMMITTED if left out. Inside another transaction it joins that one, so
     that use cases compose. Raises as `cursor` does, also if an error inside was caught: nothing is stored then.
     """
-    if in_transaction():
+    here = app_ctx.g
+    if "begin" in here:
         yield
         return
-    g.begin = f"BEGIN ISOLATION LEVEL {isolation};" if isolation else "BEGIN;"
+    here.begin = f"BEGIN ISOLATION LEVEL {isolation};" if isolation else "BEGIN;"
     try:
         yield
-        if "connection" in g and _is_open(_driver()):  # a statement may have included the COMMIT
+        if "connection" in here and _is_open(_driver()):  # a statement may have included the COMMIT
             with cursor() as opened:
                 opened.execute("COMMIT")
                 if opened.statusmessage != "COMMIT":  # the server rolls back after an error that somebody caught
                     raise InFailedSqlTransaction("rolled back: a statement of the transaction had failed")
     finally:
-        del g.begin
-        if "connection" in g:
+        del here.begin
+        if "connection" in here:
             _close_transaction(_driver())
 
 
 def in_transaction() -> bool:
     """Return whether a transaction is open."""
-    return "begin" in g
+    return "begin" in app_ctx.g
 
 
 def take_begin() -> str:
     """Return BEGIN for the first statement of a transaction; otherwise, and outside one, an empty string."""
-    begin: str = g.get("begin", "")
+    here = app_ctx.g
+    begin: str = here.get("begin", "")
     if begin:
-        g.begin = ""
+        here.begin = ""
     return begin
 
 
@@ -93,11 +95,12 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
 
 def release_connection(_error: BaseException | None = None) -> None:
     """Return the connection to the pool, if the request or job took one."""
-    connection: PoolProxiedConnection | None = g.get("connection")
+    here = app_ctx.g
+    connection: PoolProxiedConnection | None = here.get("connection")
     if connection is None:
         return
     driver = cast("psycopg2.extensions.connection", connection.dbapi_connection)
-    del g.connection
+    del here.connection
     try:
         if not driver.closed:
             driver.autocommit = False
@@ -110,10 +113,11 @@ def release_connection(_error: BaseException | None = None) -> None:
 
 
 def _driver() -> psycopg2.extensions.connection:
-    if "connection" not in g:
-        g.connection = db.engine.raw_connection()
-        g.connection.dbapi_connection.autocommit = True
-    return cast("psycopg2.extensions.connection", g.connection.dbapi_connection)
+    here = app_ctx.g
+    if "connection" not in here:
+        here.connection = db.engine.raw_connection()
+        here.connection.dbapi_connection.autocommit = True
+    return cast("psycopg2.extensions.connection", here.connection.dbapi_connection)
 
 
 def _is_open(driver: psycopg2.extensions.connection) -> bool:

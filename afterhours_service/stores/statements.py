@@ -7,7 +7,7 @@ import hashlib
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
-from flask import g
+from flask.globals import app_ctx
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 from afterhours_service.config import current_settings
@@ -49,7 +49,7 @@ class Statement(Generic[Row]):
     def run(self, **parameters: Any) -> tuple[list[Row], int]:
         """Run it, and return its rows, and how many rows it returned or changed. Raises as `cursor` does."""
         with cursor() as opened:
-            text, known = self._text, g.connection.info.setdefault("after_hours_prepared", set())
+            text, known = self._text, app_ctx.g.connection.info.setdefault("after_hours_prepared", set())
             if self._call and current_settings().database_prepare:
                 text = self._call
                 if text not in known:

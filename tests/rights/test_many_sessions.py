@@ -55,7 +55,7 @@ def test_a_start_and_an_end_read_no_more_than_the_latest(app: Flask, old_hand: s
         history = cost(sessions._PREPARE_START, member_id=old_hand)
         assert history <= sessions.REMEMBERED
         assert cost(sessions._ACTIVE, member_id=old_hand) <= 1
-        assert cost(sessions._END, member_id=old_hand, lead=LEAD, lease=LEAD, overdue=False) <= 2
+        assert cost(sessions._END, member_id=old_hand, lead=LEAD) <= 2
         extension: dict[str, Any] = {"lead": LEAD, "length": LEAD, "minutes": 2, "key": None}
         assert cost(sessions._EXTEND, member_id=old_hand, **extension) <= 2
 
