@@ -33,7 +33,9 @@ Device = Mapping[str, str | None]
 BATCH = 1000  # sessions that one transaction ends or warns
 LEASE = timedelta(seconds=10)  # to publish an expiry; after that any worker retries
 TRIES = 5  # of a start: deadlocks, and refusals whose reason is gone
-REMEMBERED = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # how long Redis surely knows that an end was published
+PUBLISHED_MEMORY = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # how long Redis knows that an end was published
+    seconds=events.PUBLISHED_SECONDS - 60
+)  # how long Redis surely knows that an end was published
 
 
 class Overdue(NamedTuple):
@@ -227,7 +229,7 @@ def _unpublished_end(previous: Session | None) -> Event | None:
     if ended_at < previous.expires_at:
         ended = previous._replace(ended_at=ended_at)
         return _ended(ended, "user") if previous.now - ended_at < LEASE else None
-    return _expired(previous) if previous.now - previous.expires_at < REMEMBERED else None
+    return _expired(previous) if previous.now - previous.expires_at < PUBLISHED_MEMORY else None
 
 
 def _count_ends(reason: str, *ended: Session) -> None:

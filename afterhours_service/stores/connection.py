@@ -24,17 +24,17 @@ _STALE = (DuplicatePreparedStatement, InvalidSqlStatementName, FeatureNotSupport
 
 
 @contextmanager
-def transaction(isolation: str = "") -> Iterator[None]:
+def transaction() -> Iterator[None]:
     """Run the statements inside in one transaction: committed at the end, rolled back by an exception.
 
-    isolation: such as REPEATABLE READ; READ COMMITTED if left out. Inside another transaction it joins that one, so
-    that use cases compose. Raises as `cursor` does, also if an error inside was caught: nothing is stored then.
+    Inside another transaction it joins that one, so that use cases compose; a start commits by itself, and does not.
+    Raises as `cursor` does, also if an error inside was caught: nothing is stored then.
     """
     here = app_ctx.g
     if "begin" in here:
         yield
         return
-    here.begin = f"BEGIN ISOLATION LEVEL {isolation};" if isolation else "BEGIN;"
+    here.begin = "BEGIN;"
     try:
         yield
         if "connection" in here and _is_open(_driver()):  # a statement may have included the COMMIT

@@ -1,6 +1,6 @@
 """Statements from the models, compiled once, and planned once by each connection.
 
-The reason is CPU (docs/decisions/0012).
+The reason is CPU: the two reads of a status take 160 µs, by Core on autocommit 344, by the ORM 456 (decision 0012).
 """
 
 import hashlib
