@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
@@ -20,7 +20,9 @@ from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.timeouts import JobTimeoutException
 
+from afterhours_service import metrics
 from afterhours_service.queue import (
+    FAILURE_SECONDS,
     HTTP_TIMEOUT_SECONDS,
     TIMERS_QUEUE,
     Worker,
@@ -90,11 +92,13 @@ class TestRedisAway:
         outage(own_valkey)
         client, member = app.test_client(), factory.member()
         client.post(f"{API}/start", json={"duration": 15, **PLACE}, headers=bearer(member))
+        assert metrics.BREAKER_OPEN._value.get() == 1
         own_valkey.start() if outage is OwnValkey.stop else own_valkey.resume()
         deadline = time.monotonic() + 5
         with app.app_context():
-            while is_redis_away() and time.monotonic() < deadline:
+            while metrics.BREAKER_OPEN._value.get() and time.monotonic() < deadline:
                 time.sleep(0.02)
+            assert not metrics.BREAKER_OPEN._value.get()  # or an alert would last for ever
             assert not is_redis_away()
             reconcile()
         assert redis.zcard(SCHEDULED) == 2
@@ -236,6 +240,15 @@ def test_a_job_put_into_a_queue_by_name_leaves_nothing_behind(app: Flask, redis:
         enqueue(TIMERS_QUEUE, f"{__name__}.tell_context")
         Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
     assert redis.keys("rq:job:*") == []
+
+
+def test_one_that_failed_is_forgotten_after_an_hour(app: Flask, redis: Redis) -> None:
+    with app.app_context():
+        enqueue(TIMERS_QUEUE, "no.such.function")
+        Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
+    failed = Queue(TIMERS_QUEUE, connection=redis).failed_job_registry
+    [(_, forgotten_at)] = cast("list[tuple[bytes, float]]", redis.zrange(failed.key, 0, -1, withscores=True))
+    assert 0 < forgotten_at - time.time() <= FAILURE_SECONDS
 
 
 def test_a_worker_stops_even_if_the_exception_that_says_so_is_swallowed(redis: Redis) -> None:
