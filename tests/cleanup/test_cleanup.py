@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -254,6 +255,23 @@ def test_neither_does_one_that_a_deletion_cascades_to_and_that_somebody_has_lock
         other.rollback()
     counts, left = clean(app)
     assert (counts["sessions"], counts["fingerprints"], left) == (1, 1, 0)
+
+
+def test_row_by_row_too_the_cleanup_is_alone_and_waits_for_nobody(
+    app: Flask, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory.execute(CHILDREN)
+    factory.execute("INSERT INTO reports VALUES (%s)", old_sessions(factory, 3)[0])
+    delete, seen = queries.delete, []
+
+    def look(*arguments: Any) -> int:
+        [(another_may,)] = factory.execute("SELECT pg_try_advisory_xact_lock(%s)", queries._LOCK_KEY)
+        seen.append((another_may, db.session.execute(text("SHOW lock_timeout")).scalar_one()))
+        return delete(*arguments)
+
+    monkeypatch.setattr(queries, "delete", look)
+    clean(app)
+    assert seen == [(False, queries._LOCK_TIMEOUT)] * 4  # all at once, then each
 
 
 @pytest.mark.parametrize("step", service.STEPS)
