@@ -34,8 +34,6 @@ BATCH = 1000  # sessions that one transaction ends or warns
 LEASE = timedelta(seconds=10)  # to publish an expiry; after that any worker retries
 TRIES = 5  # of a start: deadlocks, and refusals whose reason is gone
 PUBLISHED_MEMORY = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # how long Redis knows that an end was published
-    seconds=events.PUBLISHED_SECONDS - 60
-)  # how long Redis surely knows that an end was published
 
 
 class Overdue(NamedTuple):

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -21,6 +22,7 @@ from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE
 from afterhours_service.jobs.runs import Run, recorded_runs
 from afterhours_service.jobs.worker import Worker
 from afterhours_service.processes import periodic_jobs
+from afterhours_service.stores.connection import cursor
 from afterhours_service.stores.statements import Statement
 from tests.factories import Factory
 from tests.processes import Processes, environ
@@ -255,6 +257,25 @@ def test_neither_does_one_that_a_deletion_cascades_to_and_that_somebody_has_lock
         other.rollback()
     counts, left = clean(app)
     assert (counts["sessions"], counts["fingerprints"], left) == (1, 1, 0)
+
+
+def test_row_by_row_too_the_cleanup_is_alone_and_waits_for_nobody(
+    app: Flask, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory.execute(CHILDREN)
+    factory.execute("INSERT INTO reports VALUES (%s)", old_sessions(factory, 3)[0])
+    delete, seen = queries.delete_rows, []
+
+    def look(*arguments: Any) -> int:
+        [(another_may,)] = factory.execute("SELECT pg_try_advisory_xact_lock(%s)", queries._LOCK_KEY)
+        with cursor() as opened:
+            opened.execute("SHOW lock_timeout")
+            seen.append((another_may, *opened))
+        return delete(*arguments)
+
+    monkeypatch.setattr(queries, "delete_rows", look)
+    clean(app)
+    assert seen == [(False, ("200ms",))] * 4  # all at once, then each
 
 
 @pytest.mark.parametrize("step", service.STEPS)

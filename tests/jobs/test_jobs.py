@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
@@ -15,17 +15,19 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import RedisError
 from rq import Queue
 from rq.exceptions import StopRequested
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.timeouts import JobTimeoutException
 
-from afterhours_service.jobs.jobs import TIMERS_QUEUE, enqueue, job
+from afterhours_service.jobs.jobs import FAILURE_SECONDS, TIMERS_QUEUE, enqueue, job
 from afterhours_service.jobs.scheduler import Scheduler
 from afterhours_service.jobs.timers import SCHEDULED, Timer, Timers, arm_timer
-from afterhours_service.jobs.worker import Worker
+from afterhours_service.jobs.worker import Worker, run_worker
 from afterhours_service.sessions.jobs import reconcile
-from afterhours_service.stores.redis import HTTP_TIMEOUT_SECONDS, after_commit, is_redis_away
+from afterhours_service.stores.redis import HTTP_TIMEOUT_SECONDS, Breaker, after_commit, is_redis_away
+from afterhours_service.telemetry import metrics
 from tests.client import SESSION, end, erase, extend, start, status, withdraw
 from tests.factories import PLACE, Factory, bearer, scheduled
 from tests.outages import OwnValkey
@@ -80,7 +82,7 @@ class TestRedisAway:
         start(client, member)
         own_valkey.start() if outage is OwnValkey.stop else own_valkey.resume()
         with app.app_context():
-            eventually(lambda: not is_redis_away())
+            eventually(lambda: not is_redis_away() and not metrics.BREAKER_OPEN._value.get())
             reconcile()
         assert redis.zcard(SCHEDULED) == 2
         end(client, member)
@@ -94,6 +96,17 @@ class TestRedisAway:
         response = client.get("/readyz")
         assert response.status_code == 200
         assert (response.json or {})["status"] == "degraded"
+
+
+def test_an_outage_leaves_a_connection_to_its_user(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afterhours_service.stores.redis.RECONNECT_SECONDS", 0.01)
+    breaker, pool = Breaker(redis), redis.connection_pool
+    in_use = pool.get_connection()
+    in_use.send_command("PING")  # type: ignore[no-untyped-call]
+    breaker.trip(RedisError("away"))
+    assert in_use.read_response() == b"PONG"  # type: ignore[no-untyped-call]
+    pool.release(in_use)
+    eventually(lambda: not breaker.open and not metrics.BREAKER_OPEN._value.get())
 
 
 def test_a_pipeline_that_redis_refuses_raises_nothing_and_is_no_outage(
@@ -221,12 +234,54 @@ def test_a_job_put_into_a_queue_leaves_nothing_behind(app: Flask, redis: Redis) 
     assert redis.keys("rq:job:*") == []
 
 
+def fail() -> None:
+    raise RuntimeError
+
+
+def test_one_that_failed_is_forgotten_after_an_hour(app: Flask, redis: Redis) -> None:
+    with app.app_context():
+        enqueue(TIMERS_QUEUE, fail)
+        Worker([TIMERS_QUEUE], connection=redis).work(burst=True)
+    failed = Queue(TIMERS_QUEUE, connection=redis).failed_job_registry
+    [(_, forgotten_at)] = cast("list[tuple[bytes, float]]", redis.zrange(failed.key, 0, -1, withscores=True))
+    assert 0 < forgotten_at - time.time() <= FAILURE_SECONDS
+
+
 def test_a_worker_stops_even_if_the_exception_that_says_so_is_swallowed(redis: Redis) -> None:
     worker = Worker([TIMERS_QUEUE], connection=redis)
     with suppress(StopRequested):
         worker.stop()
     with pytest.raises(StopRequested):
         worker.heartbeat()
+
+
+def test_a_process_that_is_to_stop_finishes_its_job_and_begins_no_other(
+    app: Flask, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, rounds, work = Queue(TIMERS_QUEUE, connection=redis), [], Worker.work
+
+    def work_once(worker: Worker) -> bool:
+        rounds.append(worker)
+        if len(rounds) == 2:
+            raise StopRequested
+        return work(worker)
+
+    monkeypatch.setattr(Worker, "work", work_once)
+    monkeypatch.setattr("afterhours_service.jobs.worker.RECONNECT_SECONDS", 0)
+    monkeypatch.setattr("afterhours_service.jobs.process.on_stop_signal", handlers.append)
+    first, second = queue.enqueue(be_told_to_stop), queue.enqueue(be_told_to_stop)
+    run_worker(app)
+    handlers.clear()
+    assert first.get_status() == JobStatus.FINISHED
+    assert queue.job_ids == [second.id]
+    assert len(rounds) == 1
+
+
+handlers: list[Callable[[], None]] = []
+
+
+def be_told_to_stop() -> None:
+    handlers[0]()
 
 
 def test_a_process_that_hangs_is_cut_short_when_it_is_to_stop() -> None:
@@ -260,3 +315,8 @@ def test_timers_without_a_job_are_refused_at_once() -> None:
     timers = Timers("test-timer-")
     with pytest.raises(RuntimeError, match="test-timer-"):
         timers.at(7)
+
+
+def test_a_process_that_fails_ends_and_waits_for_no_signal() -> None:
+    script = "from afterhours_service.jobs.process import on_stop_signal; on_stop_signal(lambda: None); exit(3)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 3

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from rq import Queue
 from rq.job import Job, JobStatus
 from rq_scheduler import Scheduler as RqScheduler
@@ -31,7 +32,9 @@ from afterhours_service.jobs.scheduler import (
 from afterhours_service.jobs.timers import QUEUED_SECONDS, SCHEDULED, Timer, Timers, arm_timer, disarm_timer
 from afterhours_service.jobs.worker import Worker
 from afterhours_service.sessions import jobs
+from afterhours_service.stores.redis import connect
 from afterhours_service.telemetry import log
+from tests.conftest import make_settings
 from tests.factories import scheduled
 from tests.processes import NOWHERE, Processes, environ
 from tests.stopwatch import eventually
@@ -221,6 +224,18 @@ def test_a_broken_job_is_dropped_and_logged_and_holds_nothing_back(
     assert "broken job dropped" in caplog.text
 
 
+def test_a_whole_job_that_redis_does_not_take_is_no_broken_one(redis: Redis, scheduler: Scheduler) -> None:
+    arm(redis, WHOLE, 2)
+    redis.config_set("maxmemory", 1)  # it may delete all the same
+    try:
+        with pytest.raises(RedisError):
+            scheduler.enqueue_due()
+    finally:
+        redis.config_set("maxmemory", 0)
+    scheduler.enqueue_due()
+    assert queued(redis, TIMERS_QUEUE) == [WHOLE]
+
+
 @given(
     fields=st.dictionaries(
         st.sampled_from(["data", "meta", "status", "timeout", "ttl", "created_at", "enqueue_at_front"]),
@@ -342,6 +357,10 @@ def test_whoever_else_uses_the_database_of_redis_is_warned_of(
     assert "internal" not in caplog.text
 
 
+def test_whoever_cannot_be_asked_for_warns_of_nobody() -> None:
+    warn_of_neighbours(connect(make_settings(DATABASE, "unix:///nowhere"), 1), DATABASE)
+
+
 def test_the_job_of_a_timer_is_what_rq_would_save(redis: Redis) -> None:
     job = Job.create(
         jobs.session_timer,
@@ -427,6 +446,20 @@ def test_a_periodic_job_whose_hash_was_overwritten_is_registered_again(
     restarted(scheduler).tick()
     assert Job.fetch("nightly", connection=redis).meta["cron_string"] == NIGHTLY.cron
     assert Job.fetch("minutely", connection=redis).meta["interval"] == 60
+
+
+def test_a_registration_that_cannot_be_read_is_not_made_anew(redis: Redis, scheduler: Scheduler) -> None:
+    """Anew, a nightly job that is due would come a night later."""
+    scheduler.tick()
+    make_due(redis, "nightly")
+    before = scheduled(redis)
+    redis.execute_command("ACL", "SETUSER", "default", "-hgetall")  # type: ignore[no-untyped-call]
+    try:
+        with pytest.raises(RedisError):
+            scheduler.register_periodic()
+    finally:
+        redis.execute_command("ACL", "SETUSER", "default", "+hgetall")  # type: ignore[no-untyped-call]
+    assert scheduled(redis) == before
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_a_sessions_life_is_counted(client: FlaskClient, factory: Factory) -> No
         start(client, member, minutes)
     extend(client, one, 30)
     end(client, one)
-    assert value(scrape(client), "sessions_active") == 1
+    assert (value(scrape(client), "sessions_active"), value(scrape(client), "sessions_overdue_seconds")) == (1, 0)
     factory.travel(1803)
     assert (value(scrape(client), "sessions_active"), value(scrape(client), "sessions_overdue")) == (0, 1)
     assert 2 < value(scrape(client), "sessions_overdue_seconds") < 30
@@ -125,14 +125,19 @@ def test_the_periodic_jobs_and_redis_are_reported(client: FlaskClient, factory: 
     factory.session(member)
     factory.session(factory.member(), left=-5)
     factory.session(factory.member(), left=-8 * 86400, ended=True)
-    assert ("after_hours_periodic_finished_timestamp_seconds", frozenset({("job", "cleanup")})) not in scrape(client)
+    before = scrape(client)
+    assert ("after_hours_periodic_finished_timestamp_seconds", frozenset({("job", "cleanup")})) not in before
     with client.application.app_context():
         jobs.reconcile()
         jobs.reconcile()
         cleanup.cleanup()
         Worker([MAINTENANCE_QUEUE], connection=redis).work(burst=True)
+        cleanup.resume()
     redis.set(LEASE, "a scheduler")
     now = scrape(client)
+    for name in ("reconcile", "cleanup", "cleanup_slice", "resume"):
+        done = {"job": name, "outcome": "done"}
+        assert value(now, "jobs_total", **done) > value(before, "jobs_total", **done)
     assert value(now, "periodic_finished_total", job="reconcile") == 2
     assert 0 < value(now, "periodic_seconds_total", job="reconcile") < 30
     assert abs(value(now, "periodic_finished_timestamp_seconds", job="cleanup") - time.time()) < 30
