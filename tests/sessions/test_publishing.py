@@ -34,7 +34,7 @@ def expired(events: Events) -> list[str]:
     return [event["payload"]["sessionId"] for event in events() if event["type"] == "after_hours:session_expired"]
 
 
-def test_an_expiry_is_told_once(app: Flask, factory: Factory, events: Events) -> None:
+def test_an_expiry_is_published_once(app: Flask, factory: Factory, events: Events) -> None:
     session = factory.session(factory.member(), left=-1)
     with app.app_context():
         service.do_what_is_due()
@@ -43,7 +43,7 @@ def test_an_expiry_is_told_once(app: Flask, factory: Factory, events: Events) ->
     assert expired(events) == [session]
 
 
-def test_an_expiry_is_told_by_another_when_the_worker_died_after_its_commit(
+def test_another_publishes_an_expiry_when_the_worker_died_after_its_commit(
     app: Flask, factory: Factory, events: Events
 ) -> None:
     session = factory.session(factory.member(), left=-1)
@@ -56,9 +56,7 @@ def test_an_expiry_is_told_by_another_when_the_worker_died_after_its_commit(
         assert expired(events) == [session]
 
 
-def test_the_reconciliation_has_someone_look_when_the_worker_is_taken_for_dead(
-    app: Flask, factory: Factory, redis: Redis
-) -> None:
+def test_the_reconciliation_arms_a_retry_for_when_the_lease_expires(app: Flask, factory: Factory, redis: Redis) -> None:
     factory.session(factory.member(), left=-1)
     with app.app_context():
         queries.end_due(10, service.LEASE)
@@ -67,7 +65,7 @@ def test_the_reconciliation_has_someone_look_when_the_worker_is_taken_for_dead(
     assert list(scheduled(redis).values()) == [math.ceil(tell_at.timestamp())]
 
 
-def test_an_expiry_of_a_time_with_redis_away_is_told_when_it_is_back(
+def test_an_expiry_while_redis_was_away_is_published_when_it_is_back(
     app: Flask, settings: Settings, factory: Factory, events: Events
 ) -> None:
     session = factory.session(factory.member(), left=-1)
@@ -147,7 +145,7 @@ def test_a_start_publishes_no_expiry_that_was_none_or_that_redis_has_forgotten(
 
 
 @pytest.mark.parametrize(("change", "told"), [(extend, "extended"), (end, "ended")], ids=["extension", "end"])
-def test_a_warning_that_comes_after_what_made_it_untrue_is_not_published(
+def test_a_warning_is_not_published_after_a_change_that_made_it_untrue(
     app: Flask,
     client: FlaskClient,
     factory: Factory,
@@ -314,7 +312,7 @@ def test_a_backlog_of_expiries_delays_no_end(
     assert sorted(told[1:4] + told[5:]) == sorted(backlog)
 
 
-def test_many_untold_expiries_are_told_batch_by_batch(app: Flask, factory: Factory, events: Events) -> None:
+def test_many_pending_expiries_are_published_batch_by_batch(app: Flask, factory: Factory, events: Events) -> None:
     sessions = {factory.session(factory.member(), left=-1) for _ in range(5)}
     with app.app_context():
         while queries.end_due(2, -service.LEASE).sessions:
@@ -324,7 +322,7 @@ def test_many_untold_expiries_are_told_batch_by_batch(app: Flask, factory: Facto
     assert (len(told), set(told)) == (5, sessions)
 
 
-def test_a_session_that_was_erased_before_its_expiry_was_told_is_forgotten(
+def test_a_session_that_was_erased_before_its_expiry_was_published_is_forgotten(
     app: Flask, factory: Factory, events: Events
 ) -> None:
     kept, erased = (factory.session(factory.member(), left=-1) for _ in range(2))
@@ -354,7 +352,7 @@ def test_two_workers_on_the_same_second_do_each_session_once(
     assert set(told) == sessions
 
 
-def test_a_batch_that_is_told_aside_gives_its_connection_back_and_is_told_once_when_it_could_not_be_noted(
+def test_a_batch_published_by_a_thread_returns_its_connection_and_is_published_once(
     app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "BATCH", 2)
