@@ -308,11 +308,17 @@ def _start() -> Any:
     latest = mine.order_by(_Mine.started_at.desc()).limit(literal_column("1"))
     previous = latest.subquery("latest").c
     ended_at = func.coalesce(previous.ended_at, case((previous.expires_at <= CLOCK_NOW, previous.expires_at)))
+    # Another process is ending it at this moment, its member ended it early, or its expiry is still in the outbox.
+    may_be_unpublished = or_(
+        previous.ended_at.is_(None),
+        previous.ended_at < previous.expires_at,
+        exists(select(ExpiryOutbox.id).where(previous.id == any_(ExpiryOutbox.session_ids))),
+    )
     return union_all(
         select(*started.c, literal_column("'session'").label("what")),
         select(*overdue.c, literal_column("'overdue'")),
         select(*_session(previous, ended_at=ended_at), literal_column("'previous'")).where(
-            exists(select(started.c.id)), not_(exists(select(overdue.c.id)))
+            exists(select(started.c.id)), not_(exists(select(overdue.c.id))), may_be_unpublished
         ),
     ).add_cte(outbox)
 

@@ -33,7 +33,6 @@ Device = Mapping[str, str | None]
 BATCH = 1000  # sessions that one transaction ends or warns
 LEASE = timedelta(seconds=10)  # to publish an expiry; after that any worker retries
 TRIES = 5  # of a start: deadlocks, and refusals whose reason is gone
-PUBLISHED_MEMORY = timedelta(seconds=events.PUBLISHED_SECONDS - 60)  # how long Redis knows that an end was published
 
 
 class Overdue(NamedTuple):
@@ -219,7 +218,7 @@ def _unpublished_end(previous: Session | None) -> Event | None:
     """Return the end of the previous session if it may not be published yet.
 
     The process that ended it may still try: Redis then drops the duplicate. An early end is published by its own
-    request or never; an expiry is retried, however late.
+    request or never; an expiry that is not in the outbox any more was published.
     """
     if previous is None:
         return None
@@ -227,7 +226,7 @@ def _unpublished_end(previous: Session | None) -> Event | None:
     if ended_at < previous.expires_at:
         ended = previous._replace(ended_at=ended_at)
         return _ended(ended, "user") if previous.now - ended_at < LEASE else None
-    return _expired(previous) if previous.now - previous.expires_at < PUBLISHED_MEMORY else None
+    return _expired(previous)
 
 
 def _count_ends(reason: str, *ended: Session) -> None:

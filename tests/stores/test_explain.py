@@ -74,6 +74,7 @@ PLANNED_FOR_THEIR_VALUES = {"find", "count"}
 # The table of expiries to be published is next to empty, but in an outage of Redis.
 LOOK_AT_ALL = {
     "export": {"after_hours_untold"},
+    "start": {"after_hours_untold"},
     "find": {"after_hours_profiles", "after_hours_preferences", "users"},
     "count": {"after_hours_profiles", "after_hours_preferences", "users", "device_fingerprints"},
 }
