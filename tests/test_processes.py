@@ -146,6 +146,8 @@ def test_what_is_in_flight_is_finished_before_each_process_stops(
     assert [answer["extendedByMinutes"] for answer in answers] == [15]
     [row] = factory.sessions(overdue)
     assert row.ended_at == row.expires_at
+    # The database ends it for a worker that is gone, too; only the worker publishes it.
+    assert factory.count("after_hours_untold") == 0
 
 
 class TestRedisAway:

@@ -313,7 +313,11 @@ def test_a_backlog_of_expiries_delays_no_end(
     assert sorted(told[1:4] + told[5:]) == sorted(backlog)
 
 
-def test_many_pending_expiries_are_published_batch_by_batch(app: Flask, factory: Factory, events: Events) -> None:
+@pytest.mark.parametrize("batch", [2, 1000])
+def test_many_pending_expiries_are_published_batch_by_batch(
+    app: Flask, factory: Factory, events: Events, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(service, "BATCH", batch)
     sessions = {factory.session(factory.member(), left=-1) for _ in range(5)}
     with app.app_context():
         while queries.end_due(2, -service.LEASE).sessions:
