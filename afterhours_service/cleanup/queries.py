@@ -18,13 +18,11 @@ from sqlalchemy import (
     any_,
     bindparam,
     cast,
-    column,
     delete,
     exists,
     func,
     or_,
     select,
-    table,
     tuple_,
     union_all,
 )
@@ -34,14 +32,11 @@ from afterhours_service.discovery.models import AfterHoursDecline
 from afterhours_service.preferences.models import AfterHoursPreferences
 from afterhours_service.profiles.models import AfterHoursProfile
 from afterhours_service.sessions.models import STATEMENT_NOW, AfterHoursSession, DeviceFingerprint
-from afterhours_service.stores.host import User
+from afterhours_service.stores.host import User, has_matches, is_matched
 from afterhours_service.stores.statements import Statement
 
 _LOCK_KEY = 0x0AF7E12  # any number that no other application uses
 _BEFORE = "SET LOCAL plan_cache_mode = force_custom_plan;"  # one made while the tables were empty would not do
-
-# The Node service's, and so without a model; it may not be there.
-_matches = table("after_hours_matches", column("session_id"))
 
 _cutoff: ColumnElement[Any] = STATEMENT_NOW - cast(bindparam("retention"), Interval)
 
@@ -81,7 +76,7 @@ _needed_by_no_decline = ~exists(AfterHoursDecline.id).where(
     AfterHoursDecline.session_id == AfterHoursSession.id, _was_renewed()
 )
 # A match and its messages would be deleted with their session; they are the host's.
-_needed_by_no_match = ~exists(_matches.c.session_id).where(_matches.c.session_id == AfterHoursSession.id)
+_needed_by_no_match = ~is_matched(AfterHoursSession.id)
 
 # Deleting a session deletes its declines, and leaves its fingerprints without a session.
 STEPS = {
@@ -136,7 +131,6 @@ def _counts(sessions: ColumnElement[bool]) -> dict[str, Statement[Any]]:
 _LOCK: Statement[Any] = Statement(
     select(func.pg_try_advisory_xact_lock(_LOCK_KEY)), before="SET LOCAL lock_timeout = '200ms';"
 )
-_HAS_MATCHES: Statement[Any] = Statement(select(func.to_regclass(_matches.name).is_not(None)))
 _STATEMENTS = {step: _Statements(found) for step, found in STEPS.items()}
 _COUNTS = _counts(and_(_old_once_ended, _needed_by_no_decline))
 # Where the Node service has its table of matches.
@@ -174,14 +168,9 @@ def delete_rows(step: str, places: Sequence[Place], retention: timedelta) -> int
 
 def count(retention: timedelta) -> dict[str, int]:
     """Return how many rows each step of a run would end or delete now."""
-    counts = _COUNTS_BESIDE_MATCHES if _has_matches() else _COUNTS
+    counts = _COUNTS_BESIDE_MATCHES if has_matches() else _COUNTS
     return {step: rows for step, statement in counts.items() for (rows,) in statement.all(retention=retention)}
 
 
 def _statements(step: str) -> _Statements:
-    return _SESSIONS_BESIDE_MATCHES if step == "sessions" and _has_matches() else _STATEMENTS[step]
-
-
-def _has_matches() -> bool:
-    [(found,)] = _HAS_MATCHES.all()
-    return bool(found)
+    return _SESSIONS_BESIDE_MATCHES if step == "sessions" and has_matches() else _STATEMENTS[step]

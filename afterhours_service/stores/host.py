@@ -9,16 +9,19 @@ from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Integer,
+    SQLColumnExpression,
     String,
     Text,
     UniqueConstraint,
     and_,
     bindparam,
+    column,
     exists,
     func,
     literal_column,
     or_,
     select,
+    table,
     text,
     true,
 )
@@ -125,6 +128,10 @@ _LOCK_ERASURE: Statement[Any] = Statement(
 )
 LOCK_SEED = 0x0AF7E12  # arbitrary: makes a collision with another application's advisory locks unlikely
 
+# The matches of the Node service. The table has no model, as this service neither makes nor needs it.
+_MATCHES = table("after_hours_matches", column("session_id"))
+_HAS_MATCHES: Statement[Any] = Statement(select(func.to_regclass(_MATCHES.name).is_not(None)))
+
 
 def lock(member_id: str) -> bool | None:
     """Wait for a withdrawal or an erasure in progress, and block new ones until the transaction ends.
@@ -144,6 +151,17 @@ def try_lock_erasure(member_id: str) -> bool:
 def lock_erasure(member_id: str) -> None:
     """Wait for rows that are being created for the member; block new ones until the transaction ends."""
     _LOCK_ERASURE.run(member_id=member_id, seed=LOCK_SEED)
+
+
+def has_matches() -> bool:
+    """Return whether the Node service's table of matches exists; `is_matched` is for statements that run only then."""
+    [(found,)] = _HAS_MATCHES.all()
+    return bool(found)
+
+
+def is_matched(session_id: SQLColumnExpression[uuid.UUID]) -> ColumnElement[bool]:
+    """Return the condition that a match refers to the session: deleting the session would delete the match."""
+    return exists(_MATCHES.c.session_id).where(_MATCHES.c.session_id == session_id)
 
 
 def standing(member_id: str) -> Standing:
