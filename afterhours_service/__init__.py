@@ -5,6 +5,7 @@ from flask import Flask
 from afterhours_service.blueprint import after_hours
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
+from afterhours_service.matching import jobs as _matching_jobs  # noqa: F401 - likewise
 from afterhours_service.monitoring import health, prometheus
 from afterhours_service.sessions import jobs as _session_jobs  # noqa: F401 - gives the session timers their job
 from afterhours_service.stores import engine, objects, redis

@@ -5,15 +5,22 @@ import argparse
 from afterhours_service import create_app
 from afterhours_service.cleanup import jobs as cleanup
 from afterhours_service.config import Settings
-from afterhours_service.jobs.jobs import QUEUES
+from afterhours_service.jobs.jobs import MATCHING_QUEUE, QUEUES
 from afterhours_service.jobs.scheduler import Periodic, run_scheduler
 from afterhours_service.jobs.worker import run_worker
+from afterhours_service.matching import jobs as matching
 from afterhours_service.sessions import jobs as sessions
 
 
 def periodic_jobs(settings: Settings) -> tuple[Periodic, ...]:
     """Return the periodic jobs. Their ids are fixed: the scheduler finds them in Redis by id."""
+    looks = (
+        (Periodic("after-hours-matching", matching.look, seconds=30, queue=MATCHING_QUEUE),)
+        if settings.matching_enabled
+        else ()
+    )
     return (
+        *looks,
         Periodic("after-hours-reconcile", sessions.reconcile, seconds=60),
         Periodic("after-hours-cleanup", cleanup.cleanup, cron=settings.cleanup_cron),
         Periodic("after-hours-cleanup-resume", cleanup.resume, seconds=30),

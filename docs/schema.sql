@@ -221,6 +221,83 @@ ALTER TABLE ONLY after_hours_untold ADD CONSTRAINT after_hours_untold_pkey PRIMA
 CREATE INDEX idx_after_hours_untold_tell ON after_hours_untold USING btree (tell_at);
 
 
+-- after_hours_matches
+
+CREATE TABLE after_hours_matches (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    session_id uuid NOT NULL,
+    user_id_1 character varying(255) NOT NULL,
+    user_id_2 character varying(255) NOT NULL,
+    created_at timestamp with time zone DEFAULT CURRENT_TIMESTAMP,
+    expires_at timestamp with time zone NOT NULL,
+    user1_save_vote boolean DEFAULT false,
+    user2_save_vote boolean DEFAULT false,
+    converted_to_match_id character varying(255),
+    declined_by character varying(255),
+    declined_at timestamp with time zone,
+    session_id_2 uuid,
+    respond_by timestamp with time zone,
+    lasts_until timestamp with time zone,
+    user1_accepted_at timestamp with time zone,
+    user2_accepted_at timestamp with time zone,
+    ended_at timestamp with time zone,
+    ended_by character varying(255),
+    end_reason character varying(20),
+    announced_at timestamp with time zone DEFAULT statement_timestamp(),
+    due_at timestamp with time zone DEFAULT statement_timestamp()
+);
+COMMENT ON TABLE after_hours_matches IS 'made by After Hours 0014';
+COMMENT ON COLUMN after_hours_matches.session_id_2 IS 'made by After Hours 0014';
+COMMENT ON COLUMN after_hours_matches.respond_by IS 'made by After Hours 0014';
+COMMENT ON COLUMN after_hours_matches.lasts_until IS 'made by After Hours 0014';
+COMMENT ON COLUMN after_hours_matches.user1_accepted_at IS 'made by After Hours 0014';
+COMMENT ON COLUMN after_hours_matches.user2_accepted_at IS 'made by After Hours 0014';
+COMMENT ON COLUMN after_hours_matches.ended_at IS 'made by After Hours 0014';
+COMMENT ON COLUMN after_hours_matches.ended_by IS 'made by After Hours 0014';
+COMMENT ON COLUMN after_hours_matches.end_reason IS 'made by After Hours 0014';
+COMMENT ON COLUMN after_hours_matches.announced_at IS 'made by After Hours 0014';
+COMMENT ON COLUMN after_hours_matches.due_at IS 'made by After Hours 0014';
+ALTER TABLE ONLY after_hours_matches ADD CONSTRAINT after_hours_matches_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY after_hours_matches ADD CONSTRAINT after_hours_matches_session_id_user_id_1_user_id_2_key UNIQUE (session_id, user_id_1, user_id_2);
+CREATE INDEX idx_after_hours_matches_due ON after_hours_matches USING btree (due_at) WHERE (due_at IS NOT NULL);
+COMMENT ON INDEX idx_after_hours_matches_due IS 'made by After Hours 0014';
+CREATE INDEX idx_after_hours_matches_expires ON after_hours_matches USING btree (expires_at, id);
+COMMENT ON INDEX idx_after_hours_matches_expires IS 'made by After Hours 0014';
+CREATE INDEX idx_after_hours_matches_session_2 ON after_hours_matches USING btree (session_id_2) WHERE (session_id_2 IS NOT NULL);
+COMMENT ON INDEX idx_after_hours_matches_session_2 IS 'made by After Hours 0014';
+CREATE INDEX idx_after_hours_matches_user_1 ON after_hours_matches USING btree (user_id_1, expires_at);
+COMMENT ON INDEX idx_after_hours_matches_user_1 IS 'made by After Hours 0014';
+CREATE INDEX idx_after_hours_matches_user_2 ON after_hours_matches USING btree (user_id_2, expires_at);
+COMMENT ON INDEX idx_after_hours_matches_user_2 IS 'made by After Hours 0014';
+ALTER TABLE ONLY after_hours_matches ADD CONSTRAINT after_hours_matches_declined_by_fkey FOREIGN KEY (declined_by) REFERENCES users(id) ON DELETE SET NULL;
+ALTER TABLE ONLY after_hours_matches ADD CONSTRAINT after_hours_matches_session_id_fkey FOREIGN KEY (session_id) REFERENCES after_hours_sessions(id) ON DELETE CASCADE;
+ALTER TABLE ONLY after_hours_matches ADD CONSTRAINT after_hours_matches_user_id_1_fkey FOREIGN KEY (user_id_1) REFERENCES users(id) ON DELETE CASCADE;
+ALTER TABLE ONLY after_hours_matches ADD CONSTRAINT after_hours_matches_user_id_2_fkey FOREIGN KEY (user_id_2) REFERENCES users(id) ON DELETE CASCADE;
+
+
+-- after_hours_search
+
+CREATE TABLE after_hours_search (
+    user_id character varying(255) NOT NULL,
+    session_id uuid NOT NULL,
+    key cube NOT NULL,
+    wish cube NOT NULL,
+    me cube NOT NULL,
+    since timestamp with time zone NOT NULL,
+    look_at timestamp with time zone,
+    looked_at timestamp with time zone,
+    told_at timestamp with time zone,
+    match_id uuid
+)
+WITH (fillfactor='70', autovacuum_vacuum_threshold='2000', autovacuum_vacuum_scale_factor='0');
+COMMENT ON TABLE after_hours_search IS 'made by After Hours 0014';
+ALTER TABLE ONLY after_hours_search ADD CONSTRAINT after_hours_search_pkey PRIMARY KEY (user_id);
+CREATE INDEX idx_after_hours_search_due ON after_hours_search USING btree (look_at) WHERE (look_at IS NOT NULL);
+CREATE INDEX idx_after_hours_search_pool ON after_hours_search USING gist (cube(((((1048576)::double precision * floor((cube_ll_coord(key, 3) / (25000)::double precision))) + ((1024)::double precision * floor((cube_ll_coord(key, 2) / (25000)::double precision)))) + floor((cube_ll_coord(key, 1) / (25000)::double precision)))), key) WHERE (looked_at IS NOT NULL);
+CREATE INDEX idx_after_hours_search_untold ON after_hours_search USING btree (looked_at) WHERE ((looked_at IS NOT NULL) AND (told_at IS NULL));
+ALTER TABLE ONLY after_hours_search ADD CONSTRAINT after_hours_search_user_id_fkey FOREIGN KEY (user_id) REFERENCES users(id) ON DELETE CASCADE;
+
+
 -- after_hours_alembic_version
 
 CREATE TABLE after_hours_alembic_version (
@@ -247,6 +324,10 @@ CREATE FUNCTION after_hours_gender(text) RETURNS integer
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN CASE lower($1) WHEN 'male'::text THEN 1 WHEN 'female'::text THEN 2 WHEN 'non-binary'::text THEN 3 ELSE 0 END;
 
+CREATE FUNCTION after_hours_high(of cube, axis integer) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN cube_ur_coord(of, axis);
+
 CREATE FUNCTION after_hours_holds(outside cube, inside cube) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN (outside OPERATOR(@>) inside);
@@ -258,6 +339,74 @@ CREATE FUNCTION after_hours_seeking(text) RETURNS integer
 CREATE FUNCTION after_hours_key(id uuid, latitude double precision, longitude double precision, gender text, age integer, seeking text) RETURNS cube
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN cube(cube(ARRAY[(((6371008.8)::double precision * cosd(latitude)) * cosd(longitude)), (((6371008.8)::double precision * cosd(latitude)) * sind(longitude)), ((6371008.8)::double precision * sind(latitude)), ((((4 * after_hours_gender(gender)) + after_hours_seeking(seeking)))::double precision + ((((('x'::text || "left"((id)::text, 4)))::bit(16))::integer)::double precision / (65536.0)::double precision))]), ((COALESCE(age, 18))::double precision + ((((('x'::text || "left"((id)::text, 4)))::bit(16))::integer)::double precision / (65536.0)::double precision)), ((COALESCE(age, 99))::double precision + ((((('x'::text || "left"((id)::text, 4)))::bit(16))::integer)::double precision / (65536.0)::double precision)));
+
+CREATE FUNCTION after_hours_low(of cube, axis integer) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN cube_ll_coord(of, axis);
+
+CREATE FUNCTION after_hours_match_made() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    BEGIN
+        -- Two inserts for one member wait for each other here, and the second sees the match of the first.
+        PERFORM FROM public.users WHERE id IN (
+            SELECT unnest(ARRAY[user_id_1, user_id_2]) FROM added
+            WHERE declined_by IS NULL AND expires_at > statement_timestamp()
+        ) ORDER BY id FOR NO KEY UPDATE;
+        IF EXISTS (
+            SELECT FROM added CROSS JOIN LATERAL (VALUES (user_id_1), (user_id_2)) AS member (id)
+            WHERE added.declined_by IS NULL AND added.expires_at > statement_timestamp() AND (
+                (SELECT true FROM public.after_hours_matches AS other WHERE other.user_id_1 = member.id AND other.id <> added.id
+                    AND other.expires_at > statement_timestamp() AND other.declined_by IS NULL LIMIT 1)
+                OR (SELECT true FROM public.after_hours_matches AS other WHERE other.user_id_2 = member.id AND other.id <> added.id
+                    AND other.expires_at > statement_timestamp() AND other.declined_by IS NULL LIMIT 1))
+        ) THEN
+            RAISE EXCEPTION 'a member of this match has a live match' USING ERRCODE = 'unique_violation';
+        END IF;
+        UPDATE public.after_hours_search AS search SET match_id = made.id, look_at = NULL, looked_at = NULL
+            FROM (
+                SELECT id, unnest(ARRAY[user_id_1, user_id_2]) AS user_id FROM added
+                WHERE declined_by IS NULL AND expires_at > statement_timestamp()
+            ) AS made
+            WHERE search.user_id = made.user_id;
+        RETURN NULL;
+    END $$;
+
+CREATE FUNCTION after_hours_match_over() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    DECLARE
+        decliner text;
+        half_minute interval := interval '0.5 seconds'
+            * coalesce(nullif(current_setting('after_hours.minute_seconds', true), '')::integer, 60);
+    BEGIN
+        IF TG_OP = 'UPDATE' THEN
+            IF NEW.declined_by IS NULL AND NEW.expires_at > statement_timestamp() THEN
+                IF OLD.declined_by IS NOT NULL OR OLD.ended_at IS NOT NULL THEN
+                    RAISE EXCEPTION 'a match that is over stays over' USING ERRCODE = 'unique_violation';
+                END IF;
+                RETURN NEW;
+            END IF;
+            IF OLD.ended_at IS NOT NULL OR OLD.due_at IS NULL THEN
+                RETURN NEW; -- it was over before, or before there was this trigger
+            END IF;
+            decliner := NEW.declined_by;
+            NEW.ended_at := coalesce(NEW.ended_at, least(NEW.expires_at, statement_timestamp()));
+            NEW.ended_by := coalesce(NEW.ended_by, decliner);
+            NEW.end_reason := coalesce(NEW.end_reason, CASE WHEN decliner IS NULL THEN 'timeout' ELSE 'declined' END);
+            IF NEW.due_at IS NOT DISTINCT FROM OLD.due_at THEN
+                NEW.due_at := statement_timestamp();
+            END IF;
+        END IF;
+        UPDATE public.after_hours_search SET match_id = NULL, looked_at = NULL, told_at = NULL, since = statement_timestamp(),
+            look_at = CASE WHEN user_id = decliner
+                THEN date_trunc('second', statement_timestamp() + half_minute + interval '999999 microseconds')
+                ELSE statement_timestamp() END
+            WHERE user_id IN (OLD.user_id_1, OLD.user_id_2) AND match_id = OLD.id;
+        RETURN coalesce(NEW, OLD);
+    END $$;
 
 CREATE FUNCTION after_hours_metres(a cube, b cube) RETURNS double precision
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -277,6 +426,44 @@ CREATE FUNCTION after_hours_preferences_changed() RETURNS trigger
 CREATE FUNCTION after_hours_reach(wish cube) RETURNS double precision
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN cube_ur_coord(wish, 3);
+
+CREATE FUNCTION after_hours_search_follow() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    DECLARE
+        taken uuid;
+        minute interval := interval '1 second'
+            * coalesce(nullif(current_setting('after_hours.minute_seconds', true), '')::integer, 60);
+    BEGIN
+        SELECT match_id INTO taken FROM public.after_hours_search WHERE user_id = NEW.user_id AND session_id = NEW.id;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+        IF NEW.ended_at IS NOT NULL THEN
+            -- First the match, as a decline does. A round that is matching the member is waited for by the deletion.
+            FOR turn IN 1..2 LOOP
+                UPDATE public.after_hours_matches SET expires_at = statement_timestamp(), ended_by = NEW.user_id, end_reason = 'left'
+                    WHERE id = taken AND declined_by IS NULL AND expires_at > statement_timestamp();
+                DELETE FROM public.after_hours_search WHERE user_id = NEW.user_id AND session_id = NEW.id RETURNING match_id INTO taken;
+            END LOOP;
+        ELSIF taken IS NOT NULL THEN
+            UPDATE public.after_hours_search SET key = NEW.discovery_key, wish = NEW.discovery_wish WHERE user_id = NEW.user_id;
+            UPDATE public.after_hours_matches AS match SET expires_at = least(
+                    coalesce(lasts_until, created_at + 10 * minute), NEW.expires_at,
+                    (SELECT s.expires_at FROM public.after_hours_sessions AS s WHERE s.ended_at IS NULL AND s.user_id =
+                        CASE NEW.user_id WHEN user_id_1 THEN user_id_2 ELSE user_id_1 END))
+                WHERE id = taken AND declined_by IS NULL AND match.expires_at > statement_timestamp()
+                    AND NEW.expires_at <> OLD.expires_at;
+        ELSE
+            UPDATE public.after_hours_search SET key = NEW.discovery_key, wish = NEW.discovery_wish,
+                looked_at = NULL, told_at = NULL, look_at = coalesce(look_at, statement_timestamp())
+                WHERE user_id = NEW.user_id AND (
+                    (key::text, wish::text) IS DISTINCT FROM (NEW.discovery_key::text, NEW.discovery_wish::text)
+                    OR OLD.expires_at < statement_timestamp() + 2 * minute);
+        END IF;
+        RETURN NULL;
+    END $$;
 
 CREATE FUNCTION after_hours_self(gender text, age integer) RETURNS cube
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -311,6 +498,12 @@ CREATE FUNCTION after_hours_wish(seeking text, min_age integer, max_age integer,
 
 CREATE TRIGGER after_hours_erase_location BEFORE INSERT OR UPDATE ON after_hours_sessions FOR EACH ROW WHEN (((new.ended_at IS NOT NULL) AND ((new.latitude IS NOT NULL) OR (new.longitude IS NOT NULL) OR (new.discovery_key IS NOT NULL) OR (new.discovery_wish IS NOT NULL)))) EXECUTE FUNCTION after_hours_erase_location();
 
+CREATE TRIGGER after_hours_match_made AFTER INSERT ON after_hours_matches REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION after_hours_match_made();
+
+CREATE TRIGGER after_hours_match_over BEFORE DELETE OR UPDATE OF declined_by, expires_at ON after_hours_matches FOR EACH ROW EXECUTE FUNCTION after_hours_match_over();
+
 CREATE TRIGGER after_hours_preferences_changed AFTER INSERT OR DELETE OR UPDATE ON after_hours_preferences FOR EACH ROW EXECUTE FUNCTION after_hours_preferences_changed();
+
+CREATE TRIGGER after_hours_search_follow AFTER UPDATE OF ended_at, expires_at, discovery_key, discovery_wish ON after_hours_sessions FOR EACH ROW WHEN (((old.ended_at IS NULL) AND ((new.ended_at IS NULL) OR (new.ended_at < new.expires_at)))) EXECUTE FUNCTION after_hours_search_follow();
 
 CREATE TRIGGER after_hours_set_key BEFORE INSERT OR UPDATE OF discovery_key, fuzzed_latitude, fuzzed_longitude ON after_hours_sessions FOR EACH ROW WHEN ((new.ended_at IS NULL)) EXECUTE FUNCTION after_hours_set_key();

@@ -32,7 +32,7 @@ from afterhours_service.discovery.models import AfterHoursDecline
 from afterhours_service.preferences.models import AfterHoursPreferences
 from afterhours_service.profiles.models import AfterHoursProfile
 from afterhours_service.sessions.models import STATEMENT_NOW, AfterHoursSession, DeviceFingerprint
-from afterhours_service.stores.host import User, has_matches, is_matched
+from afterhours_service.stores.host import User, is_matched
 from afterhours_service.stores.statements import Statement
 
 _LOCK_KEY = 0x0AF7E12  # any number that no other application uses
@@ -84,7 +84,9 @@ STEPS = {
         and_(AfterHoursDecline.created_at < _cutoff, ~_was_renewed()),
         (AfterHoursDecline.created_at, AfterHoursDecline.id),
     ),
-    "sessions": Step(and_(_old, _needed_by_no_decline), (AfterHoursSession.ended_at, AfterHoursSession.id)),
+    "sessions": Step(
+        and_(_old, _needed_by_no_decline, _needed_by_no_match), (AfterHoursSession.ended_at, AfterHoursSession.id)
+    ),
     "fingerprints": Step(DeviceFingerprint.session_id.is_(None), (DeviceFingerprint.id,)),
     "profiles": Step(~exists(User.id).where(User.id == AfterHoursProfile.user_id), (AfterHoursProfile.user_id,)),
     "preferences": Step(
@@ -132,12 +134,7 @@ _LOCK: Statement[Any] = Statement(
     select(func.pg_try_advisory_xact_lock(_LOCK_KEY)), before="SET LOCAL lock_timeout = '200ms';"
 )
 _STATEMENTS = {step: _Statements(found) for step, found in STEPS.items()}
-_COUNTS = _counts(and_(_old_once_ended, _needed_by_no_decline))
-# Where the Node service has its table of matches.
-_SESSIONS_BESIDE_MATCHES = _Statements(
-    STEPS["sessions"]._replace(condition=and_(STEPS["sessions"].condition, _needed_by_no_match))
-)
-_COUNTS_BESIDE_MATCHES = _counts(and_(_old_once_ended, _needed_by_no_decline, _needed_by_no_match))
+_COUNTS = _counts(and_(_old_once_ended, _needed_by_no_decline, _needed_by_no_match))
 
 
 def try_lock() -> bool:
@@ -151,7 +148,7 @@ def try_lock() -> bool:
 
 def find(step: str, batch: int, retention: timedelta, after: Place | None) -> list[Place]:
     """Return the places of up to `batch` rows that are to be deleted, those beyond the place `after`."""
-    statements = _statements(step)
+    statements = _STATEMENTS[step]
     if after is None:
         return [list(row) for row in statements.find.all(batch=batch, retention=retention)]
     beyond = {f"after{number}": value for number, value in enumerate(after)}
@@ -162,15 +159,10 @@ def delete_rows(step: str, places: Sequence[Place], retention: timedelta) -> int
     """Delete the rows at these places, except those that are locked, or needed again; return how many."""
     as_key = STEPS[step].order[-1].type.python_type
     keys = [as_key(place[-1]) for place in places]
-    _, deleted = _statements(step).delete.run(keys=keys, retention=retention)
+    _, deleted = _STATEMENTS[step].delete.run(keys=keys, retention=retention)
     return deleted
 
 
 def count(retention: timedelta) -> dict[str, int]:
     """Return how many rows each step of a run would end or delete now."""
-    counts = _COUNTS_BESIDE_MATCHES if has_matches() else _COUNTS
-    return {step: rows for step, statement in counts.items() for (rows,) in statement.all(retention=retention)}
-
-
-def _statements(step: str) -> _Statements:
-    return _SESSIONS_BESIDE_MATCHES if step == "sessions" and has_matches() else _STATEMENTS[step]
+    return {step: rows for step, statement in _COUNTS.items() for (rows,) in statement.all(retention=retention)}

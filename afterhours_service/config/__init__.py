@@ -125,6 +125,12 @@ class Settings:
         default=60,
         check=validate.Range(1, 86_400),
     )
+    matching_enabled: bool = setting(
+        "MATCHING_ENABLED",
+        "whether live members are matched with each other",
+        type=Env.bool,
+        default=True,
+    )
     retention_days: int = setting(
         "AFTER_HOURS_RETENTION_DAYS",
         "how many days declines and ended sessions are kept",

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     Interval,
     Select,
+    SQLColumnExpression,
     Text,
     and_,
     bindparam,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     func,
     literal_column,
     null,
+    or_,
     select,
     true,
     tuple_,
@@ -178,6 +180,19 @@ def _in_force() -> ColumnElement[bool]:
     )
 
 
+def are_apart(one: SQLColumnExpression[str], other: SQLColumnExpression[str]) -> ColumnElement[bool]:
+    """Match two members who are not shown to each other: one blocked the other, or a decline is in force.
+
+    Scalar subqueries, not joins: one index lookup each for the pair, however many members have blocked one of them.
+    """
+    pair = [one, other]
+    block = select(true()).where(Block.user_id.in_(pair), Block.blocked_user_id.in_(pair)).limit(_ONE)
+    decline = (
+        select(true()).where(_Decline.user_id.in_(pair), _Decline.declined_user_id.in_(pair), _in_force()).limit(_ONE)
+    )
+    return or_(block.scalar_subquery().is_not(None), decline.scalar_subquery().is_not(None))
+
+
 def _select_fitting(*conditions: ColumnElement[bool], nearest_first: bool = False) -> Select[Any]:
     """Select the candidates who fit. conditions: more of them, on the session.
 
@@ -205,12 +220,6 @@ def _select_fitting(*conditions: ColumnElement[bool], nearest_first: bool = Fals
         *conditions,
     )
     found = (scan.order_by(metres) if nearest_first else scan).subquery("found")
-    pair = [_MEMBER, found.c.user_id]
-    # Scalar subqueries, not joins: one index lookup each for the pair, however many members have blocked me.
-    block = select(true()).where(Block.user_id.in_(pair), Block.blocked_user_id.in_(pair)).limit(_ONE)
-    decline = (
-        select(true()).where(_Decline.user_id.in_(pair), _Decline.declined_user_id.in_(pair), _in_force()).limit(_ONE)
-    )
     return (
         select(
             found.c.id.label("session_id"),
@@ -238,8 +247,7 @@ def _select_fitting(*conditions: ColumnElement[bool], nearest_first: bool = Fals
                 Subscription.user_id == found.c.user_id,
                 Subscription.is_current(),
             ),
-            block.scalar_subquery().is_(None),
-            decline.scalar_subquery().is_(None),
+            ~are_apart(_MEMBER, found.c.user_id),
         )
     )
 

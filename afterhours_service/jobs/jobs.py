@@ -17,8 +17,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 TIMERS_QUEUE = "after-hours-timers"
+MATCHING_QUEUE = "after-hours-matching"
 MAINTENANCE_QUEUE = "after-hours-maintenance"
-QUEUES = (TIMERS_QUEUE, MAINTENANCE_QUEUE)  # timers first
+QUEUES = (TIMERS_QUEUE, MATCHING_QUEUE, MAINTENANCE_QUEUE)  # in this order: nothing delays the end of a session
 
 JOB_TIMEOUT_SECONDS = 30
 

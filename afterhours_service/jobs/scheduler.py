@@ -52,6 +52,7 @@ class Periodic(NamedTuple):
     function: Callable[..., object]
     seconds: int | None = None
     cron: str | None = None
+    queue: str = MAINTENANCE_QUEUE
 
 
 class Scheduler:
@@ -173,12 +174,12 @@ class Scheduler:
         """Return the job as Redis has it; None when it is missing, cannot be read, or differs from `periodic`."""
         try:
             job = Job.fetch(periodic.id, connection=self.connection)
-            found = job.func_name, job.meta, job.failure_ttl
+            found = job.func_name, job.meta, job.failure_ttl, job.origin
         except Exception as error:
             if _is_redis_failing(error):
                 raise
             return None
-        return job if found == (_name(periodic.function), _meta(periodic), FAILURE_SECONDS) else None
+        return job if found == (_name(periodic.function), _meta(periodic), FAILURE_SECONDS, periodic.queue) else None
 
     def _register(self, periodic: Periodic) -> None:
         self.connection.delete(Job.key_for(periodic.id))  # it may be of any type
@@ -191,6 +192,7 @@ class Scheduler:
             timeout=JOB_TIMEOUT_SECONDS,
             result_ttl=-1,
             meta=_meta(periodic),
+            queue_name=periodic.queue,
         )
         job.failure_ttl = FAILURE_SECONDS  # rq-scheduler has no parameter for it, and RQ's default is a year
         job.save()

@@ -31,12 +31,14 @@ class Timer(NamedTuple):
     """A function to be called at a second, once, however often the timer is armed.
 
     id: begins with a feature's prefix; letters, digits, - and _ only (RQ's rule). at: seconds since the epoch.
+    queue: the one it is put in when it is due.
     """
 
     id: str
     at: int
     function: Callable[..., object]
     args: tuple[Any, ...]
+    queue: str = TIMERS_QUEUE
 
 
 class Timers:
@@ -46,8 +48,9 @@ class Timers:
     rest of the sorted set alone.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, queue: str = TIMERS_QUEUE) -> None:
         self.prefix = prefix
+        self._queue = queue
         self._function: Callable[[int], None] | None = None
         _prefixes.add(prefix.encode())
 
@@ -73,7 +76,7 @@ class Timers:
     def _timer(self, name: str, at: int, second: int) -> Timer:
         if self._function is None:
             raise RuntimeError(f"no job is imported for the timers {self.prefix}*")
-        return Timer(f"{self.prefix}{name}", at, self._function, (second,))
+        return Timer(f"{self.prefix}{name}", at, self._function, (second,), self._queue)
 
 
 def is_timer(job_id: bytes) -> bool:
@@ -89,7 +92,7 @@ def arm_timer(pipeline: Pipeline, timer: Timer) -> None:
         timer.args,
         id=timer.id,
         connection=pipeline,
-        origin=TIMERS_QUEUE,
+        origin=timer.queue,
         status=JobStatus.SCHEDULED,
         description=timer.id,
         timeout=JOB_TIMEOUT_SECONDS,

@@ -93,23 +93,23 @@ def erase(member_id: str, key: str | None) -> None:
         logger.warning("objects left to the cleanup", error=str(error))
 
 
-def url(key: str | None) -> str | None:
+def url(key: str | None, seconds: int | None = None) -> str | None:
     """Return a URL of the object that expires; None without a key, or for one that is not valid.
 
-    The Node service may have written an empty key where there is no photo.
+    seconds: how long it is valid, by default as long as the settings say. The Node service may have written an empty key where there is no photo.
     """
     if not key:
         return None
     try:
-        return current_storage().url(key)
+        return current_storage().url(key, seconds)
     except ValueError:
         logger.warning("invalid photo key in a profile")
         return None
 
 
-def thumbnail_url(key: str | None) -> str | None:
+def thumbnail_url(key: str | None, seconds: int | None = None) -> str | None:
     """Return a URL of the photo's thumbnail, as `url` does; of the photo itself where it has no thumbnail."""
-    return url(thumbnail_key(key) if key and _HAS_THUMBNAIL.search(key) else key)
+    return url(thumbnail_key(key) if key and _HAS_THUMBNAIL.search(key) else key, seconds)
 
 
 def thumbnail_key(key: str) -> str:

@@ -29,7 +29,7 @@ from afterhours_service.preferences.models import AfterHoursPreferences
 from afterhours_service.profiles.models import AfterHoursProfile
 from afterhours_service.sessions.models import AfterHoursSession, DeviceFingerprint, ExpiryOutbox
 from afterhours_service.stores.database import db
-from afterhours_service.stores.host import User, has_matches, is_matched
+from afterhours_service.stores.host import User, is_matched
 from afterhours_service.stores.statements import Statement
 
 
@@ -137,9 +137,8 @@ _ERASE_PREFERENCES: Statement[Any] = Statement(
 _ERASE_PROFILE: Statement[Any] = Statement(
     delete(AfterHoursProfile).where(AfterHoursProfile.user_id == _MEMBER).returning(AfterHoursProfile.photo_url)
 )
-_ERASE_SESSIONS: Statement[Any] = Statement(delete(AfterHoursSession).where(_some(AfterHoursSession)))
-# A match of the Node service, with the other member's messages, would go with its session: only the place goes.
-_ERASE_SESSIONS_WITHOUT_MATCH: Statement[Any] = Statement(
+# A match, with the other member's messages, would go with its session: only the place goes.
+_ERASE_SESSIONS: Statement[Any] = Statement(
     delete(AfterHoursSession).where(_some(AfterHoursSession, ~is_matched(AfterHoursSession.id)))
 )
 _ERASE_PLACES: Statement[Any] = Statement(
@@ -191,7 +190,7 @@ def erase(member_id: str) -> str | None:
     """
     _ERASE_PREFERENCES.run(member_id=member_id)
     profile = _ERASE_PROFILE.first(member_id=member_id)
-    _repeat(_ERASE_SESSIONS_WITHOUT_MATCH if has_matches() else _ERASE_SESSIONS, member_id)
+    _repeat(_ERASE_SESSIONS, member_id)
     _repeat(_ERASE_PLACES, member_id)
     for statement in _ERASE:
         _repeat(statement, member_id)

@@ -97,7 +97,7 @@ def compare() -> Comparison:
     return Comparison(len(armed), len(expected), missing, len(armed - expected.keys()))
 
 
-def arm_again_if_early(second: int) -> None:
+def arm_again_if_early(second: int, timers: Timers = TIMERS) -> None:
     """Arm a second try if the timer of `second` ran before the database's clock had reached it.
 
     The scheduler's clock is then ahead, and the second try goes by that clock too: so it is later by as much as the
@@ -106,7 +106,7 @@ def arm_again_if_early(second: int) -> None:
     early = math.ceil(second - queries.now().timestamp())
     if early > 0:
         with after_commit() as pipeline:
-            arm_timer(pipeline, TIMERS.second_try(second, second + early))
+            arm_timer(pipeline, timers.second_try(second, second + early))
 
 
 def warning_lead() -> timedelta:

@@ -131,6 +131,47 @@ Index("idx_after_hours_sessions_expires", AfterHoursSession.expires_at, postgres
 Index("idx_after_hours_sessions_ended", AfterHoursSession.ended_at, postgresql_where=~AfterHoursSession.unended())
 
 
+class Search(Base):
+    """A live member's search for somebody to be shown: one row for as long as their session lasts.
+
+    A start makes it, and triggers follow the session and the match. What is left of an expired session is deleted when
+    somebody next looks.
+    """
+
+    __tablename__ = "after_hours_search"
+
+    user_id: Mapped[str] = mapped_column(String(255), ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
+    session_id: Mapped[uuid.UUID]
+    # Copies of the session's `discovery_key` and `discovery_wish`, and the gender and age that others' wishes ask for.
+    key: Mapped[str] = mapped_column(Cube)
+    wish: Mapped[str] = mapped_column(Cube)
+    me: Mapped[str] = mapped_column(Cube)
+    # Since when the member waits.
+    since: Mapped[datetime] = mapped_column(Timestamp)
+    # When somebody has to be looked for; null while the member only waits to be found, and while they are matched.
+    look_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # Since when the member can be found by others who are looked at. Null: not yet, or matched.
+    looked_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # When the member was told that there is nobody.
+    told_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    match_id: Mapped[uuid.UUID | None]
+
+
+Index("idx_after_hours_search_due", Search.look_at, postgresql_where=Search.look_at.is_not(None))
+Index(
+    "idx_after_hours_search_untold",
+    Search.looked_at,
+    postgresql_where=and_(Search.looked_at.is_not(None), Search.told_at.is_(None)),
+)
+Index(
+    "idx_after_hours_search_pool",
+    text(CELL.text.replace("discovery_key", "key")),
+    Search.key,
+    postgresql_using="gist",
+    postgresql_where=Search.looked_at.is_not(None),
+)
+
+
 class ExpiryOutbox(Base):
     """Sessions that expired together, until their expiry is published; from `publish_at` on any worker may do so.
 

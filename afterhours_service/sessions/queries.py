@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     BindParameter,
     ColumnElement,
@@ -52,9 +53,10 @@ from afterhours_service.sessions.models import (
     AfterHoursSession,
     DeviceFingerprint,
     ExpiryOutbox,
+    Search,
 )
 from afterhours_service.stores.connection import cursor, transaction
-from afterhours_service.stores.host import User
+from afterhours_service.stores.host import MainProfile, Match, User
 from afterhours_service.stores.statements import Statement
 from afterhours_service.telemetry.log import get_logger
 
@@ -94,12 +96,13 @@ class Ended(NamedTuple):
     """A session that was just ended.
 
     needed_seconds: the seconds of its timers, since the epoch, that other sessions need. outbox_id: the id of its row
-    in the outbox, if it had expired.
+    in the outbox, if it had expired. was_matched: the member had a match, which may have ended with the session.
     """
 
     session: Session
     needed_seconds: set[int]
     outbox_id: int | None
+    was_matched: bool
 
 
 class Prerequisites(NamedTuple):
@@ -124,12 +127,13 @@ class Started(NamedTuple):
     """A session that was just started.
 
     overdue: the member's expired session that was ended with the start. previous: their latest session, if another
-    process ended it; its end may not be published yet.
+    process ended it; its end may not be published yet. first_look: when somebody is looked for; None if nobody is.
     """
 
     session: Session
     overdue: Session | None
     previous: Session | None
+    first_look: datetime | None
 
 
 class Census(NamedTuple):
@@ -161,6 +165,7 @@ _Mine, _Other = AfterHoursSession, aliased(AfterHoursSession, name="other")
 
 _MEMBER: BindParameter[str] = bindparam("member_id")
 _LEAD, _LENGTH, _LEASE = (cast(bindparam(name), Interval) for name in ("lead", "length", "lease"))
+_FIRST_LOOK = cast(bindparam("first_look"), Interval)  # after the start; null: nobody is looked for
 _BATCH: BindParameter[int] = bindparam("batch")
 
 
@@ -301,9 +306,10 @@ def _start() -> Any:
             ),
         )
         .on_conflict_do_nothing(index_elements=[_Mine.user_id], index_where=_Mine.unended())
-        .returning(*_session())
+        .returning(*_session(), _Mine.discovery_key, _Mine.discovery_wish)
         .cte("started")
     )
+    search = _insert_search(started)
     mine = select(*_session()).where(_Mine.user_id == _MEMBER)
     latest = mine.order_by(_Mine.started_at.desc()).limit(literal_column("1"))
     previous = latest.subquery("latest").c
@@ -314,16 +320,47 @@ def _start() -> Any:
         previous.ended_at < previous.expires_at,
         exists(select(ExpiryOutbox.id).where(previous.id == any_(ExpiryOutbox.session_ids))),
     )
+    columns = [started.c[name] for name in Session._fields]
+    first_look = select(search.c.look_at).scalar_subquery()
     return union_all(
-        select(*started.c, literal_column("'session'").label("what")),
-        select(*overdue.c, literal_column("'overdue'")),
-        select(*_session(previous, ended_at=ended_at), literal_column("'previous'")).where(
+        select(*columns, literal_column("'session'").label("what"), first_look.label("first_look")),
+        select(*overdue.c, literal_column("'overdue'"), null()),
+        select(*_session(previous, ended_at=ended_at), literal_column("'previous'"), null()).where(
             exists(select(started.c.id)), not_(exists(select(overdue.c.id))), may_be_unpublished
         ),
     ).add_cte(outbox)
 
 
-_START: Statement[Any] = Statement(_start(), _session_and("what"))
+def _insert_search(started: CTE) -> CTE:
+    """Return the insert of a started session's search; it replaces what is left of an expired session's."""
+    row = {
+        Search.user_id: started.c.user_id,
+        Search.session_id: started.c.id,
+        Search.key: started.c.discovery_key,
+        Search.wish: started.c.discovery_wish,
+        Search.me: func.after_hours_self(MainProfile.gender, MainProfile.age),
+        Search.since: started.c.started_at,
+        Search.look_at: _rounded_up(started.c.started_at + _FIRST_LOOK),
+        Search.looked_at: null(),
+        Search.told_at: null(),
+        Search.match_id: null(),
+    }
+    searching = (
+        select(*row.values())
+        .select_from(started.outerjoin(MainProfile, MainProfile.user_id == started.c.user_id))
+        .where(_FIRST_LOOK.is_not(None))
+    )
+    new = insert(Search).from_select(list(row), searching)
+    return (
+        new.on_conflict_do_update(
+            index_elements=[Search.user_id], set_={column: new.excluded[column.name] for column in list(row)[1:]}
+        )
+        .returning(Search.look_at)
+        .cte("search")
+    )
+
+
+_START: Statement[Any] = Statement(_start(), _session_and("what", "first_look"))
 
 
 # The COMMIT is sent with the insert, to save a round trip. If only the insert fails, the savepoint keeps the start.
@@ -353,13 +390,30 @@ _PREREQUISITES = Statement(
 )
 
 
+def _locked_match() -> tuple[CTE, ColumnElement[int]]:
+    """Return a CTE that locks the member's match, and the number of its rows, which waits for the lock."""
+    mine = select(Search.match_id).where(Search.user_id == _MEMBER).scalar_subquery()
+    locked = select(Match.id).where(Match.id == mine).with_for_update(key_share=True)
+    match = locked.cte("match").prefix_with("MATERIALIZED")
+    return match, select(func.count()).select_from(match).scalar_subquery()
+
+
 def _end(*, overdue: bool) -> Any:
-    """Return a statement that ends the member's active session; an overdue one too, if `overdue` says so."""
+    """Return a statement that ends the member's active session; an overdue one too, if `overdue` says so.
+
+    A trigger ends the member's match. It is locked here already: matches are locked before sessions.
+    """
+    match, count = _locked_match()
     update_one = (
         update(_Mine)
-        .where(_Mine.user_id == _MEMBER, _Mine.unended() if overdue else _Mine.active(CLOCK_NOW))
+        .where(
+            _Mine.user_id == _MEMBER,
+            _Mine.unended() if overdue else _Mine.active(CLOCK_NOW),
+            count >= literal_column("0"),
+        )
         .values(ended_at=func.least(_Mine.expires_at, CLOCK_NOW))
-        .returning(*_session(), _needed_by_others(_Mine.expires_at))
+        .returning(*_session(), _needed_by_others(_Mine.expires_at), (count > literal_column("0")).label("was_matched"))
+        .add_cte(match)
     )
     if not overdue:
         return update_one.returning(cast(null(), BigInteger).label("outbox_id"))
@@ -376,7 +430,8 @@ def _end(*, overdue: bool) -> Any:
 
 
 _END, _END_EVEN_OVERDUE = (
-    Statement[Any](_end(overdue=overdue), _session_and("needed", "outbox_id")) for overdue in (False, True)
+    Statement[Any](_end(overdue=overdue), _session_and("needed", "was_matched", "outbox_id"))
+    for overdue in (False, True)
 )
 
 
@@ -385,11 +440,14 @@ def _extend() -> Any:
     # no row, even if it waited for the first request's lock.
     key, extended = cast(bindparam("key"), Text), _rounded_up(_Mine.expires_at + _LENGTH)
     keyed = key.is_not(None)
+    # A trigger extends the member's match, too.
+    match, count = _locked_match()
     return (
         update(_Mine)
         .where(
             _Mine.user_id == _MEMBER,
             _Mine.active(CLOCK_NOW),
+            count >= literal_column("0"),
             not_(and_(keyed, _Mine.extension_key.is_not_distinct_from(key))),
         )
         .values(
@@ -400,6 +458,7 @@ def _extend() -> Any:
             extension_expires_at=case((keyed, extended), else_=_Mine.extension_expires_at),
         )
         .returning(*_session(), _needed_by_others(_Mine.expires_at - _LENGTH))
+        .add_cte(match)
     )
 
 
@@ -528,9 +587,11 @@ def start(
     exact: Point,
     blur: Callable[[list[Point]], Point],
     device: Mapping[str, str | None] | None,
+    first_look: timedelta | None = None,
 ) -> Started:
-    """Start a session and store its device, in a transaction of its own.
+    """Start a session, its member's search, and store its device, in a transaction of its own.
 
+    first_look: how long after the start somebody is looked for; None if nobody is.
     blur: returns the point to show, given the blurred points of the retained sessions. A fingerprint that cannot be
     stored is left out; if a retry could store it (a lock, a deadlock), the start fails. Raises StartRefusedError and
     changes nothing: `prerequisites` or an active session show why.
@@ -545,17 +606,19 @@ def start(
         rows = _START.all(
             member_id=member_id,
             length=length,
+            first_look=first_look,
             masked_latitude=_masked(exact.latitude, noise >> 128 - _MASK_BITS),
             masked_longitude=_masked(exact.longitude, noise & (1 << _MASK_BITS) - 1),
             blurred_latitude=blurred.latitude,
             blurred_longitude=blurred.longitude,
         )
         found = {row.what: _session_of(row) for row in rows}
+        [first] = [row.first_look for row in rows if row.what == "session"] or [None]
         if "session" not in found:
             raise StartRefusedError
         if device and any(device.values()):
             _store_device_and_commit(found["session"], device)
-    return Started(found["session"], found.get("overdue"), found.get("previous"))
+    return Started(found["session"], found.get("overdue"), found.get("previous"), first)
 
 
 def prerequisites(member_id: str) -> Prerequisites:
@@ -571,7 +634,7 @@ def end(member_id: str, lead: timedelta, lease: timedelta, overdue: bool = False
     """
     statement = _END_EVEN_OVERDUE if overdue else _END
     row = statement.first(member_id=member_id, lead=lead, lease=lease)
-    return Ended(_session_of(row), set(row.needed), row.outbox_id) if row else None
+    return Ended(_session_of(row), set(row.needed), row.outbox_id, row.was_matched) if row else None
 
 
 def extend(

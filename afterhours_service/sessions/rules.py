@@ -2,14 +2,17 @@
 
 import math
 from datetime import datetime, timedelta
+from fractions import Fraction
 
 DURATIONS_MINUTES = (15, 30, 60)
 WARNING_MINUTES = 2
+FIRST_LOOK_MINUTES = Fraction(1, 4)
+"""How long after a start somebody is looked for: meanwhile others start, who may be nearer."""
 
 
-def length(minutes: int, minute_seconds: int) -> timedelta:
-    """Return how long `minutes` of a session last when a minute has `minute_seconds` seconds."""
-    return timedelta(seconds=minutes * minute_seconds)
+def length(minutes: int | Fraction, minute_seconds: int) -> timedelta:
+    """Return how long `minutes` last when a minute has `minute_seconds` seconds."""
+    return timedelta(seconds=float(minutes * minute_seconds))
 
 
 def expiry_second(expires_at: datetime) -> int:

@@ -18,7 +18,7 @@ from afterhours_service.jobs import events
 from afterhours_service.jobs.events import Event
 from afterhours_service.jobs.runs import recorded
 from afterhours_service.places.blur import Point, blur
-from afterhours_service.sessions import deadlines, queries, rules
+from afterhours_service.sessions import deadlines, queries, rules, search
 from afterhours_service.sessions.queries import Ended, Extension, PendingExpiries, Session, StartRefusedError
 from afterhours_service.sessions.schemas import ActiveSchema
 from afterhours_service.stores.redis import after_commit, current_redis, only_logged, send
@@ -59,14 +59,16 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
     """
     settings = current_settings()
     secret, length = settings.location_secret.encode(), rules.length(minutes, settings.minute_seconds)
+    first_look = rules.length(rules.FIRST_LOOK_MINUTES, settings.minute_seconds) if settings.matching_enabled else None
     for _ in range(TRIES):
         try:
-            started, overdue, previous = queries.start(
+            started, overdue, previous, first = queries.start(
                 member_id,
                 length,
                 place,
                 lambda previous: blur(place, member_id=member_id, secret=secret, previous=previous),
                 device,
+                first_look,
             )
             break
         except StartRefusedError:
@@ -83,6 +85,8 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
         if overdue:
             _count_ends("timeout", overdue)
         deadlines.arm(pipeline, started.expires_at)
+        if first:
+            search.arm(pipeline, first)
         payload = {"expiresAt": started.expires_at, "durationMinutes": minutes}
         last_end = _expired(overdue) if overdue else _unpublished_end(previous)
         events.publish(pipeline, *([last_end] if last_end else []), _event("session_started", started, **payload))
@@ -157,6 +161,8 @@ def publish_end(ended: Ended, reason: str) -> None:
     with after_commit() as pipeline:
         if not expired:
             events.publish(pipeline, _ended(session, reason))
+        if ended.was_matched:
+            search.arm(pipeline, session.now)
         cancelled = deadlines.cancel(pipeline, session.expires_at, ended.needed_seconds)
     if ended.outbox_id is not None:
         _publish_pending(PendingExpiries([ended.outbox_id], [session]))
@@ -203,7 +209,8 @@ def list_active(limit: int) -> list[Session]:
 
 
 def _event(kind: str, session: Session, **payload: Any) -> Event:
-    return Event(kind, session.user_id, str(session.id), session.now, payload)
+    session_id = str(session.id)
+    return Event(kind, session.user_id, session_id, session.now, {"sessionId": session_id, **payload})
 
 
 def _expired(session: Session) -> Event:

@@ -29,6 +29,7 @@ def init_app(app: Flask, settings: Settings) -> None:
             "statement_timeout=5s",
             "lock_timeout=2s",
             "idle_in_transaction_session_timeout=10s",
+            f"after_hours.minute_seconds={settings.minute_seconds}",  # for the triggers of matching
             connect_timeout=3,
             # Give up a database host that vanished after seconds rather than minutes.
             keepalives_idle=5,

@@ -1,4 +1,7 @@
-"""The host application's tables. The service reads them; it writes only the two consent columns, in `rights/`."""
+"""The host application's tables. The service reads them; it writes the two consent columns, in `rights/`, and matches.
+
+The table of matches is the host's where the Node service made it: the host's chat service reads it, and declines.
+"""
 
 import uuid
 from datetime import datetime
@@ -8,11 +11,13 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     ForeignKey,
+    Index,
     Integer,
     SQLColumnExpression,
     String,
     Text,
     UniqueConstraint,
+    Uuid,
     and_,
     bindparam,
     column,
@@ -91,6 +96,77 @@ class Block(Base):
     created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
 
 
+class Match(Base):
+    """Two members who are shown to each other for some minutes.
+
+    The host decides by `declined_by` and `expires_at` alone whether a match is live: so an end that is no member's
+    decline sets `expires_at` to its moment. Triggers keep a member out of two live matches, and note each end.
+    """
+
+    __tablename__ = "after_hours_matches"
+    __table_args__ = (
+        UniqueConstraint("session_id", "user_id_1", "user_id_2"),
+        Index("idx_after_hours_matches_user_1", "user_id_1", "expires_at"),
+        Index("idx_after_hours_matches_user_2", "user_id_2", "expires_at"),
+        Index("idx_after_hours_matches_session_2", "session_id_2", postgresql_where=text("session_id_2 IS NOT NULL")),
+        Index("idx_after_hours_matches_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("idx_after_hours_matches_expires", "expires_at", "id"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    # The session of the first member.
+    session_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("after_hours_sessions.id", ondelete="CASCADE"))
+    user_id_1: Mapped[str] = mapped_column(String(255), ForeignKey(User.id, ondelete="CASCADE"))
+    user_id_2: Mapped[str] = mapped_column(String(255), ForeignKey(User.id, ondelete="CASCADE"))
+    created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
+    expires_at: Mapped[datetime] = mapped_column(Timestamp)
+    # The chat service's: who wants to keep the match, and the lasting match that came of it.
+    user1_save_vote: Mapped[bool | None] = mapped_column(server_default=text("false"))
+    user2_save_vote: Mapped[bool | None] = mapped_column(server_default=text("false"))
+    converted_to_match_id: Mapped[str | None] = mapped_column(String(255))
+    declined_by: Mapped[str | None] = mapped_column(String(255), ForeignKey(User.id, ondelete="SET NULL"))
+    declined_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # From here on ours. The session of the second member; null in a match of the Node service.
+    session_id_2: Mapped[uuid.UUID | None]
+    # When the match is over unless one of them answers; null once one did, and in a match of the Node service.
+    respond_by: Mapped[datetime | None] = mapped_column(Timestamp)
+    # The latest moment that an extension can move `expires_at` to.
+    lasts_until: Mapped[datetime | None] = mapped_column(Timestamp)
+    user1_accepted_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    user2_accepted_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # How it ended, and who ended it, if a member did. A match that has run out is noted as soon as a worker sees it.
+    ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    ended_by: Mapped[str | None] = mapped_column(String(255))
+    end_reason: Mapped[str | None] = mapped_column(String(20))
+    # When both were told of the match.
+    announced_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.statement_timestamp())
+    # When a worker has to look at the match next: to publish it, to end it, to publish its end. Null after that.
+    due_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.statement_timestamp())
+
+    @classmethod
+    def live(cls, now: ColumnElement[datetime]) -> ColumnElement[bool]:
+        """Select matches that are not over, as the host's chat service does."""
+        return and_(cls.declined_by.is_(None), cls.expires_at > now)
+
+    @classmethod
+    def shown(cls, now: ColumnElement[datetime]) -> ColumnElement[bool]:
+        """Select live matches that were answered, or may still be."""
+        return and_(
+            cls.live(now),
+            or_(
+                cls.respond_by.is_(None),
+                cls.respond_by > now,
+                cls.user1_save_vote.is_(True),
+                cls.user2_save_vote.is_(True),
+            ),
+        )
+
+    @classmethod
+    def is_of(cls, member_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
+        """Select the matches of a member."""
+        return or_(cls.user_id_1 == member_id, cls.user_id_2 == member_id)
+
+
 class Standing(NamedTuple):
     """What the gate checks of a member, in this order."""
 
@@ -128,9 +204,9 @@ _LOCK_ERASURE: Statement[Any] = Statement(
 )
 LOCK_SEED = 0x0AF7E12  # arbitrary: makes a collision with another application's advisory locks unlikely
 
-# The matches of the Node service. The table has no model, as this service neither makes nor needs it.
-_MATCHES = table("after_hours_matches", column("session_id"))
-_HAS_MATCHES: Statement[Any] = Statement(select(func.to_regclass(_MATCHES.name).is_not(None)))
+# The chat service's, where there is one.
+messages = table("after_hours_messages", column("match_id", Uuid))
+_HAS_MESSAGES: Statement[Any] = Statement(select(func.to_regclass(messages.name).is_not(None)))
 
 
 def lock(member_id: str) -> bool | None:
@@ -153,15 +229,15 @@ def lock_erasure(member_id: str) -> None:
     _LOCK_ERASURE.run(member_id=member_id, seed=LOCK_SEED)
 
 
-def has_matches() -> bool:
-    """Return whether the Node service's table of matches exists; `is_matched` is for statements that run only then."""
-    [(found,)] = _HAS_MATCHES.all()
+def has_messages() -> bool:
+    """Return whether the chat service's table of messages exists; statements that name it run only then."""
+    [(found,)] = _HAS_MESSAGES.all()
     return bool(found)
 
 
 def is_matched(session_id: SQLColumnExpression[uuid.UUID]) -> ColumnElement[bool]:
     """Return the condition that a match refers to the session: deleting the session would delete the match."""
-    return exists(_MATCHES.c.session_id).where(_MATCHES.c.session_id == session_id)
+    return exists(Match.id).where(Match.session_id == session_id)
 
 
 def standing(member_id: str) -> Standing:

@@ -61,8 +61,11 @@ class Storage(Protocol):
     def delete_folder(self, folder: str) -> None:
         """Delete every object whose key begins with `folder` and a slash. Raises `StorageUnavailable`."""
 
-    def url(self, key: str) -> str:
-        """Return an address where anyone can read the object until it expires. Makes no network call."""
+    def url(self, key: str, seconds: int | None = None) -> str:
+        """Return an address where anyone can read the object until it expires. Makes no network call.
+
+        seconds: how long it is valid, by default as long as the settings say.
+        """
 
     def list(self, prefix: str, older_than: datetime, after: str = "") -> Iterator[Page]:
         """Yield pages of the objects under a prefix last modified before an (aware) moment, in a stable order.
@@ -148,11 +151,12 @@ class FolderStorage:
         with _unavailable_on(OSError):
             shutil.rmtree(self._path(folder), onerror=_raise_what_counts)
 
-    def url(self, key: str) -> str:
+    def url(self, key: str, seconds: int | None = None) -> str:
         """See `Storage`: `<base_url>/<key>?expires=<epoch seconds>&signature=<signature>`."""
         check_key(key)
-        step = max(self._ttl // 8, 1)
-        expires = -(-(int(time.time()) + self._ttl) // step) * step
+        ttl = seconds or self._ttl
+        step = max(ttl // 8, 1)
+        expires = -(-(int(time.time()) + ttl) // step) * step
         return f"{self._base_url}/{quote(key)}?expires={expires}&signature={self._signature(key, str(expires))}"
 
     def open(self, key: str, expires: str, signature: str) -> tuple[Path, str]:
@@ -273,11 +277,11 @@ class S3Storage:
         for page in self.list(f"{folder}/", datetime.max.replace(tzinfo=UTC)):
             self.delete(stored.key for stored in page)
 
-    def url(self, key: str) -> str:
+    def url(self, key: str, seconds: int | None = None) -> str:
         """See `Storage`."""
         check_key(key)
         url: str = self._client.generate_presigned_url(
-            "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=self._ttl
+            "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=seconds or self._ttl
         )
         return url
 

@@ -46,6 +46,16 @@ EXPIRY_LAG = Histogram(
     "Time from a session's expiry to its end in the database. The session does not count as active meanwhile.",
     buckets=(0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300),
 )
+MATCHES_MADE = Counter("after_hours_matches_made_total", "Matches that were made.")
+MATCHES_ENDED = Counter("after_hours_matches_ended_total", "Matches that ended, by reason.", ["reason"])
+PAIRS_REFUSED = Counter(
+    "after_hours_match_pairs_refused_total", "Proposed pairs that a rule forbade, or of whom one was about to change."
+)
+ROUND_SECONDS = Histogram(
+    "after_hours_match_round_duration_seconds",
+    "Time to match the members of a round.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20),
+)
 TIMERS = Counter(
     "after_hours_timers_total",
     "Timers armed for a session, released by an early end or an extension, and rearmed because they were missing.",

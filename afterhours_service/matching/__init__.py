@@ -1,0 +1,1 @@
+"""Matching: who is shown to whom, and for how long."""

@@ -1,0 +1,28 @@
+"""What clients send and see of matches."""
+
+from marshmallow import fields
+
+from afterhours_service.web.schemas import CamelCaseSchema, UtcDateTime
+
+
+class ProfileSchema(CamelCaseSchema):
+    """The other member, as `/nearby` shows them."""
+
+    user_id = fields.String()
+    name = fields.String(allow_none=True)
+    age = fields.Integer(allow_none=True)
+    photo_url = fields.String(allow_none=True)
+    thumbnail_url = fields.String(allow_none=True)
+    description = fields.String(allow_none=True)
+    distance_km = fields.Integer(metadata={"description": "within so many kilometres"})
+
+
+class MatchSchema(CamelCaseSchema):
+    """A live match, as one of its members sees it."""
+
+    id = fields.String()
+    created_at = UtcDateTime()
+    expires_at = UtcDateTime()
+    auto_decline_at = UtcDateTime(allow_none=True, metadata={"description": "null once one of the two has accepted"})
+    accepted = fields.Boolean(metadata={"description": "by me"})
+    profile = fields.Nested(ProfileSchema)
