@@ -258,7 +258,15 @@ def _select_edges() -> Any:
     pool = aliased(Search, name="pool")
     metres = func.after_hours_metres(pool.key, asker.near)
     scan = (
-        select(pool.user_id, pool.session_id, pool.since, metres.label("metres"))
+        select(
+            asker.user_id.label("asker_id"),
+            asker.session_id.label("asker_session_id"),
+            pool.user_id,
+            pool.session_id,
+            pool.since,
+            metres.label("metres"),
+        )
+        .select_from(pool)
         .where(
             pool.looked_at.is_not(None),
             func.after_hours_holds(asker.within, pool.key),
@@ -281,8 +289,8 @@ def _select_edges() -> Any:
         .join(User, and_(User.id == scan.c.user_id, User.id_verified.is_(True), User.after_hours_consent.is_(True)))
         .where(
             _is_premium(scan.c.user_id),
-            ~are_apart(asker.user_id, scan.c.user_id),
-            ~_have_met(asker.user_id, scan.c.user_id, asker.session_id, scan.c.session_id),
+            ~are_apart(scan.c.asker_id, scan.c.user_id),
+            ~_have_met(scan.c.asker_id, scan.c.user_id, scan.c.asker_session_id, scan.c.session_id),
         )
         .limit(bindparam("limit"))
         .correlate(asker.user_id.table)
