@@ -167,6 +167,8 @@ _PLAN_AS_WRITTEN = (
 _PLAN_BY_INDEX = (
     "SET LOCAL enable_seqscan = off; SET LOCAL enable_mergejoin = off; SET LOCAL plan_cache_mode = force_generic_plan;"
 )
+# Joins of what was given and locked, whose number the planner cannot know: by hash, not each with each.
+_PLAN_BY_HASH = f"{_PLAN_BY_INDEX} SET LOCAL enable_nestloop = off;"
 _PLAN_EACH_TIME = "SET LOCAL plan_cache_mode = force_custom_plan;"
 
 
@@ -189,7 +191,8 @@ def _self_of(user_id: SQLColumnExpression[str]) -> ColumnElement[str]:
 
 
 def _is_premium(user_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
-    return exists(Subscription.user_id).where(Subscription.user_id == user_id, Subscription.is_current())
+    found = select(true()).where(Subscription.user_id == user_id, Subscription.is_current()).limit(_ONE)
+    return found.scalar_subquery().is_not(None)
 
 
 def _have_met(
@@ -575,7 +578,7 @@ _LEAVE_TO_BE_FOUND: Statement[Any] = Statement(
     .values(look_at=null())
 )
 _EDGES = Statement(_select_edges(), Edge, before=_PLAN_AS_WRITTEN)
-_JUDGE = Statement(_judge(), Made, before=_PLAN_BY_INDEX)
+_JUDGE = Statement(_judge(), Made, before=_PLAN_BY_HASH)
 _CLAIM_DUE, _CLAIM_DUE_WITH_MESSAGES = (
     Statement(_claim_due(with_messages=each), Due, before=_PLAN_EACH_TIME) for each in (False, True)
 )

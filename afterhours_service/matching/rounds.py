@@ -42,6 +42,8 @@ CHUNK = 1000  # rows of other statements
 WAITED_LONG_MINUTES = 5  # then somebody is looked for again, in case a change went unnoticed
 LOOKED_AGAIN = 100  # members, at most
 
+_PROFILE = ProfileSchema()
+
 
 class Round(NamedTuple):
     """How many members were claimed, how many pairs were proposed, and how many of the members were matched."""
@@ -200,7 +202,7 @@ def _announcements(ids: Collection[UUID]) -> list[Event]:
             "matchId": shown.id,
             "expiresAt": shown.expires_at,
             "autoDeclineAt": shown.auto_decline_at,
-            "profile": ProfileSchema().dump(shown.profile),
+            "profile": _PROFILE.dump(shown.profile),
         }
         announced.append(Event("match", side.member_id, str(side.session_id), side.now, payload, shown.id))
     return announced
