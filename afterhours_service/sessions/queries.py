@@ -97,12 +97,14 @@ class Ended(NamedTuple):
 
     needed_seconds: the seconds of its timers, since the epoch, that other sessions need. outbox_id: the id of its row
     in the outbox, if it had expired. was_matched: the member had a match, which may have ended with the session.
+    look_at: when somebody was to be looked for.
     """
 
     session: Session
     needed_seconds: set[int]
     outbox_id: int | None
     was_matched: bool
+    look_at: datetime | None
 
 
 class Prerequisites(NamedTuple):
@@ -412,7 +414,12 @@ def _end(*, overdue: bool) -> Any:
             count >= literal_column("0"),
         )
         .values(ended_at=func.least(_Mine.expires_at, CLOCK_NOW))
-        .returning(*_session(), _needed_by_others(_Mine.expires_at), (count > literal_column("0")).label("was_matched"))
+        .returning(
+            *_session(),
+            _needed_by_others(_Mine.expires_at),
+            (count > literal_column("0")).label("was_matched"),
+            select(Search.look_at).where(Search.user_id == _MEMBER).scalar_subquery().label("look_at"),
+        )
         .add_cte(match)
     )
     if not overdue:
@@ -430,7 +437,7 @@ def _end(*, overdue: bool) -> Any:
 
 
 _END, _END_EVEN_OVERDUE = (
-    Statement[Any](_end(overdue=overdue), _session_and("needed", "was_matched", "outbox_id"))
+    Statement[Any](_end(overdue=overdue), _session_and("needed", "was_matched", "look_at", "outbox_id"))
     for overdue in (False, True)
 )
 
@@ -555,6 +562,18 @@ _EXPIRY_SECONDS: Statement[Any] = Statement(
 )
 _NEEDED_SECONDS: Statement[Any] = Statement(_needed(cast(bindparam("seconds"), ARRAY(BigInteger))))
 
+_SECOND_END = func.to_timestamp(cast(bindparam("second"), BigInteger))
+_IS_LOOK_DUE: Statement[Any] = Statement(
+    select(
+        or_(
+            *(
+                exists().where(moment > _SECOND_END - literal_column("interval '1 second'"), moment <= _SECOND_END)
+                for moment in (Search.look_at, Match.due_at)
+            )
+        )
+    )
+)
+
 _LIST_ACTIVE = Statement(
     select(*_session())
     .where(_Mine.active(STATEMENT_NOW))
@@ -634,7 +653,7 @@ def end(member_id: str, lead: timedelta, lease: timedelta, overdue: bool = False
     """
     statement = _END_EVEN_OVERDUE if overdue else _END
     row = statement.first(member_id=member_id, lead=lead, lease=lease)
-    return Ended(_session_of(row), set(row.needed), row.outbox_id, row.was_matched) if row else None
+    return Ended(_session_of(row), set(row.needed), row.outbox_id, row.was_matched, row.look_at) if row else None
 
 
 def extend(
@@ -685,6 +704,12 @@ def expiry_seconds() -> set[int]:
 def needed_seconds(seconds: Iterable[int], lead: timedelta) -> set[int]:
     """Return those of `seconds` at which an un-ended session expires, or has `lead` left."""
     return {second for (second,) in _NEEDED_SECONDS.all(seconds=list(seconds), lead=lead)}
+
+
+def is_look_due(second: int) -> bool:
+    """Return whether matching has something to do at a second since the epoch, rounded up."""
+    [(is_due,)] = _IS_LOOK_DUE.all(second=second)
+    return bool(is_due)
 
 
 def list_active(limit: int) -> list[Session]:

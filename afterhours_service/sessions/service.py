@@ -161,12 +161,16 @@ def publish_end(ended: Ended, reason: str) -> None:
     with after_commit() as pipeline:
         if not expired:
             events.publish(pipeline, _ended(session, reason))
+        if ended.look_at:
+            search.disarm(pipeline, ended.look_at)
         if ended.was_matched:
             search.arm(pipeline, session.now)
         cancelled = deadlines.cancel(pipeline, session.expires_at, ended.needed_seconds)
     if ended.outbox_id is not None:
         _publish_pending(PendingExpiries([ended.outbox_id], [session]))
     deadlines.rearm(cancelled)
+    if ended.look_at:
+        search.rearm(ended.look_at)
 
 
 def do_what_is_due() -> Overdue:

@@ -26,8 +26,8 @@ LEAD = 120
 
 
 def armed(redis: Redis) -> list[int]:
-    """Return the seconds that a timer is armed for, with its job there to be run."""
-    timers = scheduled(redis)
+    """Return the seconds that a session's timer is armed for, with its job there to be run."""
+    timers = {name: second for name, second in scheduled(redis).items() if name.startswith(deadlines.TIMERS.prefix)}
     for timer_id, second in timers.items():
         job = Job.fetch(timer_id, connection=redis)
         assert (job.func_name, job.args) == ("afterhours_service.sessions.jobs.session_timer", (int(second),))
