@@ -5,7 +5,7 @@ index, and made by `judge`, which locks both members and asks every rule again.
 """
 
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import array, insert
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
 from afterhours_service.discovery.queries import are_apart
@@ -128,7 +128,7 @@ class Side(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A match of the member's, locked. is_shown: it is live, and was answered or may still be."""
+    """A match of the member's. is_shown: it is live, and was answered or may still be."""
 
     id: uuid.UUID
     other_id: str
@@ -481,23 +481,20 @@ def _sides(*conditions: ColumnElement[bool], of_member: bool = False) -> Any:
     )
 
 
-def _select_held() -> Any:
-    """Return a query for a match of the member's, locked until the transaction ends."""
+def _select_held() -> Select[Any]:
+    """Return a query for a match of the member's."""
     is_first = Match.user_id_1 == _MEMBER
-    return (
-        select(
-            Match.id,
-            case((is_first, Match.user_id_2), else_=Match.user_id_1).label("other_id"),
-            case((is_first, Match.session_id_2), else_=Match.session_id).label("other_session_id"),
-            case((is_first, Match.user1_accepted_at), else_=Match.user2_accepted_at).is_not(None).label("has_accepted"),
-            Match.respond_by,
-            Match.declined_by,
-            Match.shown(STATEMENT_NOW).label("is_shown"),
-            STATEMENT_NOW.label("now"),
-        )
-        .where(Match.id == _MATCH, Match.is_of(_MEMBER))
-        .with_for_update(key_share=True)
-    )
+    accepted_at = case((is_first, Match.user1_accepted_at), else_=Match.user2_accepted_at)
+    return select(
+        Match.id,
+        case((is_first, Match.user_id_2), else_=Match.user_id_1).label("other_id"),
+        case((is_first, Match.session_id_2), else_=Match.session_id).label("other_session_id"),
+        accepted_at.is_not(None).label("has_accepted"),
+        Match.respond_by,
+        Match.declined_by,
+        Match.shown(STATEMENT_NOW).label("is_shown"),
+        STATEMENT_NOW.label("now"),
+    ).where(Match.id == _MATCH, Match.is_of(_MEMBER))
 
 
 def _accept() -> Any:
@@ -597,7 +594,8 @@ _DELETE_ERASED: Statement[Any] = Statement(
 )
 _SIDES = Statement(_sides(Match.id == any_(_IDS)), Side, before=_PLAN_BY_INDEX)
 _SIDE = Statement(_sides(~_is_blocked(), of_member=True), Side)
-_HELD = Statement(_select_held(), Held)
+_FIND = Statement(_select_held(), Held)
+_HOLD = Statement(_select_held().with_for_update(key_share=True), Held)
 _ACCEPT: Statement[Any] = Statement(_accept())
 _DECLINE: Statement[Any] = Statement(
     update(Match)
@@ -617,6 +615,7 @@ _END_UNANSWERED: Statement[Any] = Statement(
     .values(
         {
             Match.expires_at: STATEMENT_NOW,
+            Match.ended_by: _MEMBER,
             Match.end_reason: literal_column("'unanswered'"),
             Match.due_at: STATEMENT_NOW + _LEASE,
         }
@@ -726,9 +725,14 @@ def side(member_id: str) -> Side | None:
     return _SIDE.first(member_id=member_id)
 
 
+def find(member_id: str, match_id: uuid.UUID) -> Held | None:
+    """Return a match of the member's."""
+    return _FIND.first(member_id=member_id, match_id=match_id)
+
+
 def hold(member_id: str, match_id: uuid.UUID) -> Held | None:
     """Return a match of the member's, locked until the transaction ends."""
-    return _HELD.first(member_id=member_id, match_id=match_id)
+    return _HOLD.first(member_id=member_id, match_id=match_id)
 
 
 def accept(member_id: str, match_id: uuid.UUID) -> None:
@@ -743,10 +747,10 @@ def decline(member_id: str, match_id: uuid.UUID, lease: timedelta) -> datetime:
     return leased_until
 
 
-def end_unanswered(match_id: uuid.UUID, lease: timedelta) -> datetime:
-    """End a match that is held because nobody answered; return as `decline` does."""
+def end_unanswered(member_id: str, match_id: uuid.UUID, lease: timedelta) -> datetime:
+    """End the match that the member holds, as nobody has answered; return as `decline` does."""
     leased_until: datetime
-    [(leased_until,)] = _END_UNANSWERED.all(match_id=match_id, lease=lease)
+    [(leased_until,)] = _END_UNANSWERED.all(member_id=member_id, match_id=match_id, lease=lease)
     return leased_until
 
 

@@ -30,7 +30,6 @@ from afterhours_service.telemetry import metrics
 from afterhours_service.web import errors
 
 CLAIM_LEASE = timedelta(seconds=30)  # to look for somebody; after that any worker does
-PUBLISH_LEASE = timedelta(seconds=10)  # to publish a match or its end
 SLICE_SECONDS = 1.0  # of work before other jobs have their turn
 BATCH = 10_000  # members claimed at once
 MATCH_BATCH = 500  # matches that one transaction makes or ends: a member's own end waits for no longer one
@@ -64,13 +63,13 @@ def do_what_is_due() -> bool:
 
 def finish_due() -> int:
     """End matches whose time is over, and publish what is not published yet; return how many were looked at."""
-    due = queries.claim_due(MATCH_BATCH, PUBLISH_LEASE)
+    due = queries.claim_due(MATCH_BATCH, rules.PUBLISH_LEASE)
     if due:
         for match in due:
             if match.ended_at:
                 metrics.MATCHES_ENDED.labels(match.end_reason).inc()
         unannounced = [match.id for match in due if not match.ended_at and not match.is_announced]
-        _publish(
+        publish(
             [match.id for match in due],
             due[0].leased_until,
             [*_announcements(unannounced), *itertools.chain.from_iterable(map(end_events, due))],
@@ -169,14 +168,14 @@ def _judge(pairs: Sequence[tuple[str, str]]) -> set[str]:
             length(rules.LENGTH_MINUTES, minute_seconds),
             length(rules.ANSWER_MINUTES, minute_seconds),
             _lead(),
-            PUBLISH_LEASE,
+            rules.PUBLISH_LEASE,
         )
         metrics.MATCHES_MADE.inc(len(made))
         metrics.PAIRS_REFUSED.inc(len(chunk) - len(made))
         if made:
             matched.update(itertools.chain.from_iterable((match.user_id_1, match.user_id_2) for match in made))
             ids = [match.id for match in made]
-            _publish(ids, made[0].leased_until, _announcements(ids), [match.respond_by for match in made])
+            publish(ids, made[0].leased_until, _announcements(ids), [match.respond_by for match in made])
     return matched
 
 
@@ -209,8 +208,8 @@ def _announcements(ids: Collection[UUID]) -> list[Event]:
 
 
 @only_logged("matches were not published")
-def _publish(ids: Collection[UUID], leased_until: datetime, told: Iterable[Event], moments: Iterable[datetime]) -> None:
-    """Publish events of matches, arm the timers of when to look at them next, and end their lease."""
+def publish(ids: Collection[UUID], leased_until: datetime, told: Iterable[Event], moments: Iterable[datetime]) -> None:
+    """Publish events of matches, arm the timers of these moments, and end the lease. What fails is tried again."""
     pipeline = current_redis().pipeline(transaction=False)
     events.publish(pipeline, *told)
     search.arm(pipeline, *moments)

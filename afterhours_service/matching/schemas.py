@@ -1,8 +1,14 @@
 """What clients send and see of matches."""
 
-from marshmallow import fields
+from marshmallow import fields, validate
 
-from afterhours_service.web.schemas import CamelCaseSchema, UtcDateTime
+from afterhours_service.web.schemas import CamelCaseSchema, UtcDateTime, envelope
+
+
+class MatchIdSchema(CamelCaseSchema):
+    """Which match it is about."""
+
+    match_id = fields.UUID(required=True)
 
 
 class ProfileSchema(CamelCaseSchema):
@@ -20,9 +26,19 @@ class ProfileSchema(CamelCaseSchema):
 class MatchSchema(CamelCaseSchema):
     """A live match, as one of its members sees it."""
 
-    id = fields.String()
+    id = fields.UUID()
     created_at = UtcDateTime()
     expires_at = UtcDateTime()
     auto_decline_at = UtcDateTime(allow_none=True, metadata={"description": "null once one of the two has accepted"})
     accepted = fields.Boolean(metadata={"description": "by me"})
     profile = fields.Nested(ProfileSchema)
+
+
+CurrentResponse = envelope(
+    "CurrentMatchResponse",
+    active=fields.Boolean(metadata={"description": "whether I am live"}),
+    status=fields.String(validate=validate.OneOf(["no_session", "searching", "matched"])),
+    match=fields.Nested(MatchSchema, allow_none=True),
+)
+AcceptResponse = envelope("AcceptMatchResponse", match=fields.Nested(MatchSchema))
+DeclineResponse = envelope("DeclineMatchResponse", message=fields.String())

@@ -96,7 +96,8 @@ def erase(member_id: str, key: str | None) -> None:
 def url(key: str | None, seconds: int | None = None) -> str | None:
     """Return a URL of the object that expires; None without a key, or for one that is not valid.
 
-    seconds: how long it is valid, by default as long as the settings say. The Node service may have written an empty key where there is no photo.
+    seconds: how long it is valid, by default as long as the settings say. The Node service may have written an empty
+    key where there is no photo.
     """
     if not key:
         return None

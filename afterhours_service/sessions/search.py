@@ -1,4 +1,4 @@
-"""The timers of matching: at their second, matching looks at what is due. A start arms one, and an early end disarms it.
+"""The timers of matching: at their second, matching looks at what is due. A start arms one, an early end disarms it.
 
 matching/jobs.py defines their job. They are hints, as those of sessions are: what is due is in the database.
 """

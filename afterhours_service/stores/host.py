@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    ARRAY,
     BindParameter,
     ColumnElement,
     ForeignKey,
@@ -19,7 +20,9 @@ from sqlalchemy import (
     UniqueConstraint,
     Uuid,
     and_,
+    any_,
     bindparam,
+    cast,
     column,
     exists,
     func,
@@ -196,6 +199,12 @@ _LOCK: Statement[Any] = Statement(
     .where(User.id == bindparam("member_id"))
     .with_for_update(read=True, key_share=True)
 )
+_LOCK_PAIR: Statement[Any] = Statement(
+    select(User.id)
+    .where(User.id == any_(cast(bindparam("members"), ARRAY(Text))))
+    .order_by(User.id)
+    .with_for_update(read=True, key_share=True)
+)
 _TRY_LOCK_ERASURE: Statement[Any] = Statement(
     select(func.pg_try_advisory_xact_lock_shared(func.hashtextextended(bindparam("member_id"), bindparam("seed"))))
 )
@@ -216,6 +225,11 @@ def lock(member_id: str) -> bool | None:
     """
     row = _LOCK.first(member_id=member_id)
     return row and row[0]
+
+
+def lock_pair(member_id: str, other_id: str) -> None:
+    """Wait for withdrawals and erasures of the two, and block new ones until the transaction ends."""
+    _LOCK_PAIR.run(members=[member_id, other_id])
 
 
 def try_lock_erasure(member_id: str) -> bool:
