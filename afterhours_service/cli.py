@@ -7,6 +7,7 @@ import click
 from afterhours_service import console
 from afterhours_service.cleanup.cli import cleanup
 from afterhours_service.config import current_settings
+from afterhours_service.matching.cli import matching
 from afterhours_service.monitoring import health
 from afterhours_service.monitoring.status import current_status
 from afterhours_service.rights.cli import members
@@ -14,7 +15,7 @@ from afterhours_service.sessions.cli import reconcile, sessions, timers
 from afterhours_service.web import gate
 
 after_hours = console.Commands("after-hours", help="Operate the service.")
-for _command in (cleanup, members, reconcile, sessions, timers):
+for _command in (cleanup, matching, members, reconcile, sessions, timers):
     after_hours.add_command(_command)
 
 
@@ -41,8 +42,10 @@ def status(as_json: bool) -> None:
             **{f"waiting in {queue}": jobs for queue, jobs in now.queues.items()},
             "timers armed": now.timers,
             "active sessions": census and census.active,
+            "members waiting for a match": now.search and f"{now.search.waiting} of {now.search.searching}",
             "overdue sessions": census and f"{census.overdue} (oldest: {census.overdue_seconds:.0f} s)",
             "last reconciliation": finished.get("reconcile"),
+            "last look of matching": finished.get("matching"),
             "last cleanup": finished.get("cleanup"),
         }
     )

@@ -3,9 +3,16 @@
 -- `db downgrade base` revokes it.
 GRANT SELECT, INSERT, UPDATE, DELETE
     ON after_hours_sessions, after_hours_untold, after_hours_profiles, after_hours_preferences, after_hours_declines,
-        device_fingerprints
+        after_hours_search, device_fingerprints
     TO after_hours;
 GRANT SELECT ON after_hours_alembic_version TO after_hours;
+-- The host's chat service has columns of its own among these.
+GRANT SELECT, DELETE ON after_hours_matches TO after_hours;
+GRANT INSERT (session_id, session_id_2, user_id_1, user_id_2, created_at, expires_at, lasts_until, respond_by,
+        announced_at, due_at),
+    UPDATE (session_id_2, expires_at, declined_by, declined_at, respond_by, user1_accepted_at, user2_accepted_at,
+        ended_by, end_reason, announced_at, due_at)
+    ON after_hours_matches TO after_hours;
 
 -- Of the host's tables it reads what it shows or decides by, and writes only a member's consent.
 GRANT SELECT (id, id_verified, after_hours_consent, after_hours_consent_at) ON users TO after_hours;
@@ -24,8 +31,8 @@ BEGIN
     IF to_regclass('banned_photo_hashes') IS NOT NULL THEN
         GRANT SELECT (photo_hash) ON banned_photo_hashes TO after_hours;
     END IF;
-    IF to_regclass('after_hours_matches') IS NOT NULL THEN
-        GRANT SELECT (session_id) ON after_hours_matches TO after_hours;
+    IF to_regclass('after_hours_messages') IS NOT NULL THEN
+        GRANT SELECT (match_id) ON after_hours_messages TO after_hours;
     END IF;
     -- The schemas that these tables are in: most often `public` alone.
     FOR place IN
@@ -35,7 +42,8 @@ BEGIN
             to_regclass('after_hours_preferences'), to_regclass('after_hours_declines'),
             to_regclass('device_fingerprints'), to_regclass('after_hours_alembic_version'), to_regclass('users'),
             to_regclass('profiles'), to_regclass('user_subscriptions'), to_regclass('blocks'),
-            to_regclass('banned_photo_hashes'), to_regclass('after_hours_matches'))
+            to_regclass('banned_photo_hashes'), to_regclass('after_hours_matches'), to_regclass('after_hours_search'),
+            to_regclass('after_hours_messages'))
     LOOP
         EXECUTE format('GRANT USAGE ON SCHEMA %s TO after_hours', place);
     END LOOP;

@@ -84,6 +84,20 @@ class Factory:
         )
         return str(rows[0].id)
 
+    def match(self, session: str, member: str, other: str, *, over: bool = False) -> str:
+        """Insert a match as the Node service does, live for ten minutes or over for as long; return its id."""
+        rows = self.execute(
+            """INSERT INTO after_hours_matches (session_id, user_id_1, user_id_2, created_at, expires_at, due_at)
+               SELECT %s, %s, %s, now() - d, now() + CASE WHEN %s THEN -d ELSE d END, CASE WHEN NOT %s THEN now() END
+               FROM (SELECT interval '10 minutes' AS d) AS one RETURNING id""",
+            session,
+            member,
+            other,
+            over,
+            over,
+        )
+        return str(rows[0].id)
+
     def travel(self, seconds: float) -> None:
         """Move every session `seconds` into the past."""
         self.execute(

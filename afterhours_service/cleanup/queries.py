@@ -3,7 +3,7 @@
 SKIP LOCKED: a row that another transaction holds is left for the next round.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -21,10 +21,12 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    literal_column,
     or_,
     select,
     tuple_,
     union_all,
+    update,
 )
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
@@ -32,7 +34,7 @@ from afterhours_service.discovery.models import AfterHoursDecline
 from afterhours_service.preferences.models import AfterHoursPreferences
 from afterhours_service.profiles.models import AfterHoursProfile
 from afterhours_service.sessions.models import STATEMENT_NOW, AfterHoursSession, DeviceFingerprint
-from afterhours_service.stores.host import User, is_matched
+from afterhours_service.stores.host import Match, User, has_messages, is_matched
 from afterhours_service.stores.statements import Statement
 
 _LOCK_KEY = 0x0AF7E12  # any number that no other application uses
@@ -45,10 +47,12 @@ class Step(NamedTuple):
     """Rows of a table that are no longer needed.
 
     order: the columns in whose order the rows are visited; an index has them, and the last is the primary key.
+    values: what columns of the rows are set to, where the rows themselves are kept.
     """
 
     condition: ColumnElement[bool]
     order: tuple[InstrumentedAttribute[Any], ...]
+    values: Mapping[Any, Any] | None = None
 
 
 def _was_renewed() -> ColumnElement[bool]:
@@ -70,22 +74,35 @@ def _was_renewed() -> ColumnElement[bool]:
 
 
 _old = AfterHoursSession.ended_at < _cutoff
-# As seen before a run, which ends overdue sessions first.
-_old_once_ended = or_(_old, AfterHoursSession.overdue(_cutoff))
 _needed_by_no_decline = ~exists(AfterHoursDecline.id).where(
     AfterHoursDecline.session_id == AfterHoursSession.id, _was_renewed()
 )
-# A match and its messages would be deleted with their session; they are the host's.
+# A match and its messages would be deleted with their session.
 _needed_by_no_match = ~is_matched(AfterHoursSession.id)
+_zero: ColumnElement[Any] = literal_column("0")
+_has_place = or_(AfterHoursSession.fuzzed_latitude != _zero, AfterHoursSession.fuzzed_longitude != _zero)
 
-# Deleting a session deletes its declines, and leaves its fingerprints without a session.
+
+def _is_old_match(*, with_messages: bool) -> ColumnElement[bool]:
+    return and_(Match.expires_at < _cutoff, ~Match.is_kept(with_messages=with_messages))
+
+
+_MATCHES_IN_ORDER = (Match.expires_at, Match.id)
+# Deleting a session deletes its declines, and leaves its fingerprints without a session. One that is kept for a match
+# loses its place.
 STEPS = {
+    "matches": Step(_is_old_match(with_messages=False), _MATCHES_IN_ORDER),  # where there are no messages
     "declines": Step(
         and_(AfterHoursDecline.created_at < _cutoff, ~_was_renewed()),
         (AfterHoursDecline.created_at, AfterHoursDecline.id),
     ),
     "sessions": Step(
         and_(_old, _needed_by_no_decline, _needed_by_no_match), (AfterHoursSession.ended_at, AfterHoursSession.id)
+    ),
+    "places": Step(
+        and_(_old, ~_needed_by_no_match, _has_place),
+        (AfterHoursSession.ended_at, AfterHoursSession.id),
+        {AfterHoursSession.fuzzed_latitude: _zero, AfterHoursSession.fuzzed_longitude: _zero},
     ),
     "fingerprints": Step(DeviceFingerprint.session_id.is_(None), (DeviceFingerprint.id,)),
     "profiles": Step(~exists(User.id).where(User.id == AfterHoursProfile.user_id), (AfterHoursProfile.user_id,)),
@@ -108,25 +125,32 @@ class _Statements:
         unlocked = select(key).where(step.condition, given).with_for_update(skip_locked=True).scalar_subquery()
         self.find: Statement[Any] = Statement(page, before=_BEFORE)
         self.find_after: Statement[Any] = Statement(page.where(tuple_(*step.order) > after), before=_BEFORE)
-        self.delete: Statement[Any] = Statement(
-            delete(key.class_).where(key == any_(func.array(unlocked))), before=_BEFORE
-        )
+        change = update(key.class_).values(step.values) if step.values else delete(key.class_)
+        self.delete: Statement[Any] = Statement(change.where(key == any_(func.array(unlocked))), before=_BEFORE)
 
 
 def _count(rows: Select[Any] | CompoundSelect[Any]) -> Statement[Any]:
     return Statement(select(func.count()).select_from(rows.subquery("found")), before=_BEFORE)
 
 
-def _counts(sessions: ColumnElement[bool]) -> dict[str, Statement[Any]]:
-    """Return what counts the rows of each step. sessions: those that are deleted."""
+def _counts(*, with_messages: bool) -> dict[str, Statement[Any]]:
+    """Return what counts the rows of each step, as seen before a run: the steps before it were not done yet."""
+    is_old_match = _is_old_match(with_messages=with_messages)
+    is_kept = exists(Match.id).where(Match.session_id == AfterHoursSession.id, ~is_old_match)
+    is_old = or_(_old, AfterHoursSession.overdue(_cutoff))
+    sessions = select(AfterHoursSession.id).where(is_old, _needed_by_no_decline, ~is_kept)
+    places = select(AfterHoursSession.id).where(is_old, is_kept, _has_place)
     fingerprints = select(DeviceFingerprint.id)
-    sessions_fingerprints = DeviceFingerprint.session_id.in_(select(AfterHoursSession.id).where(sessions))
     counted = {step: select(STEPS[step].order[-1]).where(STEPS[step].condition) for step in STEPS}
     return {
         "overdue_sessions": _count(select(AfterHoursSession.id).where(AfterHoursSession.overdue(STATEMENT_NOW))),
         **{step: _count(rows) for step, rows in counted.items()},
-        "sessions": _count(select(AfterHoursSession.id).where(sessions)),
-        "fingerprints": _count(union_all(counted["fingerprints"], fingerprints.where(sessions_fingerprints))),
+        "matches": _count(select(Match.id).where(is_old_match)),
+        "sessions": _count(sessions),
+        "places": _count(places),
+        "fingerprints": _count(
+            union_all(counted["fingerprints"], fingerprints.where(DeviceFingerprint.session_id.in_(sessions)))
+        ),
     }
 
 
@@ -134,7 +158,10 @@ _LOCK: Statement[Any] = Statement(
     select(func.pg_try_advisory_xact_lock(_LOCK_KEY)), before="SET LOCAL lock_timeout = '200ms';"
 )
 _STATEMENTS = {step: _Statements(found) for step, found in STEPS.items()}
-_COUNTS = _counts(and_(_old_once_ended, _needed_by_no_decline, _needed_by_no_match))
+_COUNTS = _counts(with_messages=False)
+# Where the chat service has its table of messages.
+_MATCHES_WITHOUT_MESSAGES = _Statements(Step(_is_old_match(with_messages=True), _MATCHES_IN_ORDER))
+_COUNTS_WITH_MESSAGES = _counts(with_messages=True)
 
 
 def try_lock() -> bool:
@@ -148,7 +175,7 @@ def try_lock() -> bool:
 
 def find(step: str, batch: int, retention: timedelta, after: Place | None) -> list[Place]:
     """Return the places of up to `batch` rows that are to be deleted, those beyond the place `after`."""
-    statements = _STATEMENTS[step]
+    statements = _statements(step)
     if after is None:
         return [list(row) for row in statements.find.all(batch=batch, retention=retention)]
     beyond = {f"after{number}": value for number, value in enumerate(after)}
@@ -159,10 +186,15 @@ def delete_rows(step: str, places: Sequence[Place], retention: timedelta) -> int
     """Delete the rows at these places, except those that are locked, or needed again; return how many."""
     as_key = STEPS[step].order[-1].type.python_type
     keys = [as_key(place[-1]) for place in places]
-    _, deleted = _STATEMENTS[step].delete.run(keys=keys, retention=retention)
+    _, deleted = _statements(step).delete.run(keys=keys, retention=retention)
     return deleted
 
 
 def count(retention: timedelta) -> dict[str, int]:
     """Return how many rows each step of a run would end or delete now."""
-    return {step: rows for step, statement in _COUNTS.items() for (rows,) in statement.all(retention=retention)}
+    counts = _COUNTS_WITH_MESSAGES if has_messages() else _COUNTS
+    return {step: rows for step, statement in counts.items() for (rows,) in statement.all(retention=retention)}
+
+
+def _statements(step: str) -> _Statements:
+    return _MATCHES_WITHOUT_MESSAGES if step == "matches" and has_messages() else _STATEMENTS[step]

@@ -148,6 +148,21 @@ class Waiting(NamedTuple):
     now: datetime
 
 
+class Census(NamedTuple):
+    """How the search goes. searching: live members with a search; waiting: those of them without a match.
+
+    median_seconds, longest_seconds: how long they have waited, 0 if nobody waits. matches: live ones. late: matches and
+    members that a worker should have looked at half a minute ago.
+    """
+
+    searching: int
+    waiting: int
+    median_seconds: float
+    longest_seconds: float
+    matches: int
+    late: int
+
+
 _Session = AfterHoursSession
 _ONE: ColumnElement[int] = literal_column("1")
 _MEMBER: BindParameter[str] = bindparam("member_id")
@@ -565,6 +580,28 @@ def _end_forbidden() -> Any:
     )
 
 
+_waits = Search.match_id.is_(None)
+_LATE = STATEMENT_NOW - literal_column("interval '30 seconds'")
+_CENSUS = Statement(
+    select(
+        func.count().label("searching"),
+        func.count().filter(_waits).label("waiting"),
+        func.coalesce(
+            func.percentile_cont(literal_column("0.5")).within_group(_waited(Search.since)).filter(_waits),
+            literal_column("0"),
+        ).label("median_seconds"),
+        func.coalesce(func.max(_waited(Search.since)).filter(_waits), literal_column("0")).label("longest_seconds"),
+        select(func.count())
+        .where(Match.due_at.is_not(None), Match.live(STATEMENT_NOW))
+        .scalar_subquery()
+        .label("matches"),
+        (
+            func.count().filter(Search.look_at < _LATE)
+            + select(func.count()).where(Match.due_at < _LATE).scalar_subquery()
+        ).label("late"),
+    ).where(exists(_Session.id).where(_Session.id == Search.session_id, _Session.active(STATEMENT_NOW))),
+    Census,
+)
 _CLAIM = Statement(_claim(), Searcher, before=_PLAN_EACH_TIME)
 _ENTER_POOL: Statement[Any] = Statement(
     update(Search).where(Search.user_id == any_(_those(Search.match_id.is_(None)))).values(looked_at=STATEMENT_NOW)
@@ -664,6 +701,12 @@ def _seconds_of(moment: SQLColumnExpression[datetime | None]) -> Select[Any]:
 _SECONDS: Statement[Any] = Statement(
     union(_seconds_of(Search.look_at), _seconds_of(Match.due_at)), before=_PLAN_EACH_TIME
 )
+
+
+def census() -> Census:
+    """Count those who search, and their matches."""
+    [row] = _CENSUS.all()
+    return row
 
 
 def claim(batch: int, lease: timedelta) -> list[Searcher]:

@@ -48,6 +48,14 @@ class StatusCollector(Collector):
                 "Seconds since the oldest overdue session expired.",
                 now.sessions.overdue_seconds,
             )
+        if now.search:
+            yield _gauge("match_searching", "Live members with a search, matched or not.", now.search.searching)
+            yield _gauge("match_waiting", "Live members without a match.", now.search.waiting)
+            yield _gauge(
+                "match_waiting_seconds_max", "How long the longest of them has waited.", now.search.longest_seconds
+            )
+            yield _gauge("matches_live", "Live matches.", now.search.matches)
+            yield _gauge("match_late", "Matches and members overdue for a worker by half a minute.", now.search.late)
         if now.health.redis != "ok":
             return
         yield _gauge("timers_armed", "Scheduled timers and periodic jobs.", now.timers or 0)

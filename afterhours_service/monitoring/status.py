@@ -12,6 +12,7 @@ from afterhours_service.jobs.jobs import QUEUES
 from afterhours_service.jobs.runs import Run, recorded_runs
 from afterhours_service.jobs.scheduler import active_scheduler
 from afterhours_service.jobs.timers import count_armed
+from afterhours_service.matching import queries as matching
 from afterhours_service.monitoring import health
 from afterhours_service.monitoring.health import Health
 from afterhours_service.sessions import queries as sessions
@@ -25,6 +26,7 @@ class Status:
 
     health: Health
     sessions: Census | None = None
+    search: matching.Census | None = None
     timers: int | None = None
     queues: dict[str, int] = field(default_factory=dict)
     workers: list[dict[str, str]] = field(default_factory=list)
@@ -34,7 +36,8 @@ class Status:
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON, with health's parts beside the others."""
         others = {name: value for name, value in asdict(self).items() if name != "health"}
-        return {**self.health._asdict(), **others, "sessions": self.sessions and self.sessions._asdict()}
+        counted = {"sessions": self.sessions, "search": self.search}
+        return {**self.health._asdict(), **others, **{name: each and each._asdict() for name, each in counted.items()}}
 
 
 def current_status() -> Status:
@@ -42,6 +45,7 @@ def current_status() -> Status:
     status = Status(health.check())
     with suppress(SQLAlchemyError):
         status.sessions = sessions.census()
+        status.search = matching.census()
     if is_redis_away() or status.health.redis != "ok":
         return status
     redis = current_redis()

@@ -13,8 +13,10 @@ from sqlalchemy import (
     RowMapping,
     Select,
     Text,
+    and_,
     any_,
     bindparam,
+    case,
     cast,
     delete,
     func,
@@ -27,9 +29,9 @@ from sqlalchemy import (
 from afterhours_service.discovery.models import AfterHoursDecline
 from afterhours_service.preferences.models import AfterHoursPreferences
 from afterhours_service.profiles.models import AfterHoursProfile
-from afterhours_service.sessions.models import AfterHoursSession, DeviceFingerprint, ExpiryOutbox
+from afterhours_service.sessions.models import AfterHoursSession, DeviceFingerprint, ExpiryOutbox, Search
 from afterhours_service.stores.database import db
-from afterhours_service.stores.host import User, is_matched
+from afterhours_service.stores.host import Match, User, has_messages, is_matched
 from afterhours_service.stores.statements import Statement
 
 
@@ -111,11 +113,52 @@ def _exports() -> dict[str, Select[Any]]:
         )
         .where(device.user_id == _MEMBER)
         .order_by(device.created_at, device.id),
+        "search": select(
+            Search.session_id,
+            Search.since,
+            Search.look_at,
+            Search.looked_at,
+            Search.told_at,
+            Search.match_id,
+            *(cast(cube, Text).label(cube.key) for cube in (Search.key, Search.wish, Search.me)),
+        ).where(Search.user_id == _MEMBER),
+        "matches": _select_matches(),
         "unpublished_expiries": select(session.id.label("session_id"), pending.c.publish_at)
         .join_from(pending, session, session.id == pending.c.session_id)
         .where(session.user_id == _MEMBER)
         .order_by(pending.c.publish_at, session.id),
     }
+
+
+def _select_matches() -> Select[Any]:
+    """Return a query for the member's matches: of the other one, the id alone."""
+    is_first = Match.user_id_1 == _MEMBER
+
+    def mine(first: Any, second: Any) -> Any:
+        return case((is_first, first), else_=second)
+
+    return (
+        select(
+            Match.id,
+            mine(Match.session_id, Match.session_id_2).label("session_id"),
+            mine(Match.user_id_2, Match.user_id_1).label("other_user_id"),
+            Match.created_at,
+            Match.expires_at,
+            Match.respond_by,
+            Match.lasts_until,
+            mine(Match.user1_accepted_at, Match.user2_accepted_at).label("accepted_at"),
+            mine(Match.user1_save_vote, Match.user2_save_vote).label("save_vote"),
+            (Match.declined_by == _MEMBER).label("declined_by_me"),
+            Match.declined_at,
+            Match.ended_at,
+            (Match.ended_by == _MEMBER).label("ended_by_me"),
+            Match.end_reason,
+            Match.announced_at,
+            Match.due_at,
+        )
+        .where(Match.is_of(_MEMBER))
+        .order_by(Match.created_at, Match.id)
+    )
 
 
 _EXPORTS = _exports()
@@ -126,10 +169,26 @@ _BATCH = 10_000
 
 
 def _some(model: Any, *conditions: Any) -> Any:
-    found = select(model.id).where(model.user_id == _MEMBER, *conditions).limit(literal_column(str(_BATCH)))
+    is_mine = model.is_of(_MEMBER) if model is Match else model.user_id == _MEMBER
+    found = select(model.id).where(is_mine, *conditions).limit(literal_column(str(_BATCH)))
     return model.id == any_(func.array(found.scalar_subquery()))
 
 
+# A match whose end is not published yet is deleted with that.
+_is_pending = and_(Match.ended_at.is_not(None), Match.due_at.is_not(None))
+_MARK_ERASED = tuple(
+    Statement[Any](
+        update(Match)
+        .where(Match.is_of(_MEMBER), _is_pending, ~Match.is_kept(with_messages=each))
+        .values(end_reason=literal_column("'erased'"))
+    )
+    for each in (False, True)
+)
+_ERASE_MATCHES = tuple(
+    Statement[Any](delete(Match).where(_some(Match, ~_is_pending, ~Match.is_kept(with_messages=each))))
+    for each in (False, True)
+)
+_ERASE_SEARCH: Statement[Any] = Statement(delete(Search).where(Search.user_id == _MEMBER))
 _ERASE = tuple(Statement[Any](delete(model).where(_some(model))) for model in (DeviceFingerprint, AfterHoursDecline))
 _ERASE_PREFERENCES: Statement[Any] = Statement(
     delete(AfterHoursPreferences).where(AfterHoursPreferences.user_id == _MEMBER)
@@ -190,6 +249,10 @@ def erase(member_id: str) -> str | None:
     """
     _ERASE_PREFERENCES.run(member_id=member_id)
     profile = _ERASE_PROFILE.first(member_id=member_id)
+    with_messages = has_messages()
+    _MARK_ERASED[with_messages].run(member_id=member_id)
+    _repeat(_ERASE_MATCHES[with_messages], member_id)
+    _ERASE_SEARCH.run(member_id=member_id)
     _repeat(_ERASE_SESSIONS, member_id)
     _repeat(_ERASE_PLACES, member_id)
     for statement in _ERASE:

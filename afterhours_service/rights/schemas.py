@@ -108,6 +108,41 @@ class ExportedDeviceSchema(CamelCaseSchema):
     created_at = UtcDateTime(allow_none=True)
 
 
+class ExportedSearchSchema(CamelCaseSchema):
+    """The search for somebody to be shown, while one is live."""
+
+    session_id = fields.UUID()
+    since = UtcDateTime()
+    look_at = UtcDateTime(allow_none=True)
+    looked_at = UtcDateTime(allow_none=True)
+    told_at = UtcDateTime(allow_none=True)
+    match_id = fields.UUID(allow_none=True)
+    key = fields.String(metadata={"description": "as discoveryKey of the session"})
+    wish = fields.String(metadata={"description": "as discoveryWish of the session"})
+    me = fields.String(metadata={"description": "gender and age"})
+
+
+class ExportedMatchSchema(CamelCaseSchema):
+    """A match: when it was, and how it ended. Of the other member, the id alone."""
+
+    id = fields.UUID()
+    session_id = fields.UUID(allow_none=True)
+    other_user_id = fields.String()
+    created_at = UtcDateTime(allow_none=True)
+    expires_at = UtcDateTime()
+    respond_by = UtcDateTime(allow_none=True)
+    lasts_until = UtcDateTime(allow_none=True)
+    accepted_at = UtcDateTime(allow_none=True)
+    save_vote = fields.Boolean(allow_none=True)
+    declined_by_me = fields.Boolean(allow_none=True)
+    declined_at = UtcDateTime(allow_none=True)
+    ended_at = UtcDateTime(allow_none=True)
+    ended_by_me = fields.Boolean(allow_none=True)
+    end_reason = fields.String(allow_none=True)
+    announced_at = UtcDateTime(allow_none=True)
+    due_at = UtcDateTime(allow_none=True)
+
+
 class ExportedExpirySchema(CamelCaseSchema):
     """An expired session whose event is still pending, and when publishing it is retried."""
 
@@ -125,6 +160,8 @@ class ExportSchema(CamelCaseSchema):
     sessions = fields.List(fields.Nested(ExportedSessionSchema))
     declines = fields.List(fields.Nested(ExportedDeclineSchema))
     devices = fields.List(fields.Nested(ExportedDeviceSchema))
+    search = fields.Nested(ExportedSearchSchema, allow_none=True)
+    matches = fields.List(fields.Nested(ExportedMatchSchema))
     unpublished_expiries = fields.List(fields.Nested(ExportedExpirySchema))
 
 

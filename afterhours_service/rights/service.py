@@ -6,12 +6,14 @@ Each may be repeated without harm, and logs who did what, and nothing of the con
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from afterhours_service.matching import rounds as matching
 from afterhours_service.profiles import photo
 from afterhours_service.rights import queries, schemas
 from afterhours_service.rights.queries import Consent
 from afterhours_service.sessions import service as sessions
 from afterhours_service.stores.connection import transaction
 from afterhours_service.stores.host import lock_erasure
+from afterhours_service.stores.redis import only_logged
 from afterhours_service.telemetry.log import get_logger
 from afterhours_service.web import errors
 
@@ -72,6 +74,9 @@ def erase(member_id: str, reason: str = "user") -> None:
     logger.info("erasure", member=member_id, ended_session=ended is not None)
     if ended:
         sessions.publish_end(ended, reason)
+        if ended.was_matched:
+            with only_logged("the end of a match is left to the workers"):
+                matching.finish_due()  # also deletes it
     photo.erase(member_id, key)
 
 

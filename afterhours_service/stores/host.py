@@ -99,6 +99,10 @@ class Block(Base):
     created_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.current_timestamp())
 
 
+# The chat service's, where there is one.
+messages = table("after_hours_messages", column("match_id", Uuid))
+
+
 class Match(Base):
     """Two members who are shown to each other for some minutes.
 
@@ -169,6 +173,15 @@ class Match(Base):
         """Select the matches of a member."""
         return or_(cls.user_id_1 == member_id, cls.user_id_2 == member_id)
 
+    @classmethod
+    def is_kept(cls, *, with_messages: bool) -> ColumnElement[bool]:
+        """Select matches that are the host's to delete: they have become lasting ones, or have messages.
+
+        with_messages: whether the chat service's table of messages exists.
+        """
+        saved = cls.converted_to_match_id.is_not(None)
+        return or_(saved, exists(messages.c.match_id).where(messages.c.match_id == cls.id)) if with_messages else saved
+
 
 class Standing(NamedTuple):
     """What the gate checks of a member, in this order."""
@@ -213,8 +226,6 @@ _LOCK_ERASURE: Statement[Any] = Statement(
 )
 LOCK_SEED = 0x0AF7E12  # arbitrary: makes a collision with another application's advisory locks unlikely
 
-# The chat service's, where there is one.
-messages = table("after_hours_messages", column("match_id", Uuid))
 _HAS_MESSAGES: Statement[Any] = Statement(select(func.to_regclass(messages.name).is_not(None)))
 
 

@@ -83,6 +83,8 @@ JOBS_ENQUEUED = Counter("after_hours_scheduler_jobs_total", "Due timers and peri
 # Create the series at the start, so that the first event is an increase.
 for _reason in ("user", "operator", "timeout"):
     SESSIONS_ENDED.labels(_reason)
+for _reason in ("declined", "unanswered", "timeout", "left", "blocked", "barred", "erased"):
+    MATCHES_ENDED.labels(_reason)
 for _action in ("armed", "released", "rearmed"):
     TIMERS.labels(_action)
 

@@ -130,6 +130,7 @@ INDEXES = [
 
 
 ROLE = "after_hours"  # deploy/grants.sql's
+GRANTED_ELSEWHERE = ("blocks", "banned_photo_hashes", "after_hours_matches", "after_hours_messages")
 GRANTED_ON_TABLE = """
     SELECT EXISTS (
         SELECT FROM (
@@ -181,7 +182,7 @@ def downgrade() -> None:
         if migrating.is_column_made(table, column):
             op.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     migrating.require_again("after_hours_profiles", "photo_url")
-    for table in filter(migrating.exists, [*tables, "blocks", "banned_photo_hashes", "after_hours_matches"]):
+    for table in filter(migrating.exists, [*tables, *GRANTED_ELSEWHERE]):
         _revoke(migrating.qualified(table), GRANTED_ON_TABLE)
     for schema in schemas:
         _revoke(f"SCHEMA {schema}", GRANTED_ON_SCHEMA)

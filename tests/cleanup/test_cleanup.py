@@ -31,7 +31,7 @@ from tests.stopwatch import Stopwatch, eventually
 DAY = 24 * 3600
 WEEK = 7 * DAY
 NOTHING = dict.fromkeys(service.STEPS, 0)
-MATCHES = "CREATE TABLE after_hours_matches (session_id uuid REFERENCES after_hours_sessions (id) ON DELETE CASCADE)"
+MESSAGES = "CREATE TABLE after_hours_messages (match_id uuid NOT NULL REFERENCES after_hours_matches ON DELETE CASCADE)"
 
 
 def clean(app: Flask) -> tuple[dict[str, int], int]:
@@ -123,15 +123,36 @@ def test_the_retention_is_a_setting(make_app: Callable[..., Flask], factory: Fac
     assert factory.sessions(member) == []
 
 
-def test_a_session_with_matches_of_the_node_service_is_kept(app: Flask, factory: Factory) -> None:
-    factory.execute(MATCHES)
-    matched = factory.session(factory.member(), left=-WEEK - 60, ended=True)
-    factory.session(factory.member(), left=-WEEK - 60, ended=True)
-    factory.execute("INSERT INTO after_hours_matches VALUES (%s)", matched)
-    assert pending(app)["sessions"] == 1
-    assert clean(app)[0]["sessions"] == 1
-    assert [str(row.id) for row in factory.execute("SELECT id FROM after_hours_sessions")] == [matched]
-    assert factory.count("after_hours_matches") == 1
+@pytest.mark.parametrize("chat", [True, False], ids=["with a chat", "without"])
+def test_old_matches_go_but_for_those_that_were_saved_or_have_messages(
+    app: Flask, factory: Factory, chat: bool
+) -> None:
+    matches = []
+    for age in (WEEK + 60, WEEK + 60, WEEK + 60, 60):
+        member, other = factory.member(), factory.member()
+        match = factory.match(factory.session(member, left=-age, ended=True), member, other, over=True)
+        factory.execute(
+            "UPDATE after_hours_matches SET expires_at = now() - %s * interval '1 second' WHERE id = %s", age, match
+        )
+        matches.append(match)
+    unsaved, saved, chatted, recent = matches
+    factory.execute("UPDATE after_hours_matches SET converted_to_match_id = 'm' WHERE id = %s", saved)
+    if chat:
+        factory.execute(MESSAGES)
+        factory.execute("INSERT INTO after_hours_messages VALUES (%s)", chatted)
+    kept = {saved, recent, chatted} if chat else {saved, recent}
+    expected = {"matches": 4 - len(kept), "sessions": 4 - len(kept), "places": len(kept) - 1}
+    assert {step: pending(app)[step] for step in expected} == expected
+    counts, _ = clean(app)
+    assert {step: counts[step] for step in expected} == expected
+    assert {str(row.id) for row in factory.execute("SELECT id FROM after_hours_matches")} == kept
+    places = factory.execute(
+        "SELECT m.id, (fuzzed_latitude, fuzzed_longitude) = (0, 0) AS erased FROM after_hours_sessions AS s"
+        " JOIN after_hours_matches AS m ON m.session_id = s.id"
+    )
+    assert {str(row.id): row.erased for row in places} == {match: match != recent for match in kept}
+    assert unsaved not in kept
+    assert clean(app)[0] == NOTHING
 
 
 def test_declines_are_kept_for_the_retention(app: Flask, factory: Factory) -> None:

@@ -54,9 +54,9 @@ def test_key_and_wish_go_with_the_end_and_do_not_come_back(
 def test_an_erasure_leaves_no_place_in_a_session_that_a_match_keeps(
     client: FlaskClient, factory: Factory, live: Live
 ) -> None:
-    factory.execute("CREATE TABLE after_hours_matches (session_id uuid REFERENCES after_hours_sessions)")
-    member = live()
-    factory.execute("INSERT INTO after_hours_matches SELECT id FROM after_hours_sessions")
+    member, other = live(), factory.member()
+    match = factory.match(str(factory.sessions(member)[0].id), member, other, over=True)
+    factory.execute("UPDATE after_hours_matches SET converted_to_match_id = 'saved' WHERE id = %s", match)
     assert erase(client, member).status_code == 200
     assert factory.execute(STATES) == [(False, False, False)]
 

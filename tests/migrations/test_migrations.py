@@ -38,6 +38,8 @@ OUR_TABLES = (
     "after_hours_declines",
     "device_fingerprints",
     "after_hours_untold",
+    "after_hours_matches",
+    "after_hours_search",
 )
 PLACES = pytest.mark.parametrize(
     "before",

@@ -105,11 +105,11 @@ def test_no_statement_of_an_erasure_deletes_more_than_a_batch(
     factory.execute(
         "INSERT INTO device_fingerprints (user_id, session_id) SELECT user_id, id FROM after_hours_sessions"
     )
+    other = factory.member()
     factory.execute(
-        "CREATE TABLE after_hours_matches (session_id uuid UNIQUE REFERENCES after_hours_sessions ON DELETE CASCADE)"
-    )
-    factory.execute(
-        "INSERT INTO after_hours_matches SELECT id FROM after_hours_sessions ORDER BY started_at LIMIT 11000"
+        "INSERT INTO after_hours_matches (session_id, user_id_1, user_id_2, expires_at, converted_to_match_id)"
+        " SELECT id, user_id, %s, started_at, 'saved' FROM after_hours_sessions ORDER BY started_at LIMIT 11000",
+        other,
     )
     client = make_app(database_url=wire.url, database_prepare=False).test_client()
     assert erase(client, old_hand).status_code == 200

@@ -26,7 +26,7 @@ from tests.conftest import make_settings
 from tests.factories import Factory, bearer, many_sessions, scheduled, token
 from tests.host import NODE
 from tests.pictures import plain
-from tests.rights.rows import HOST_TABLES, OUR_TABLES, OUTBOX, held
+from tests.rights.rows import HOST_TABLES, IS_OF, OUR_TABLES, OUTBOX, held
 from tests.stopwatch import eventually
 from tests.wire import Wire
 
@@ -59,9 +59,11 @@ def full_member(client: FlaskClient, factory: Factory) -> str:
         member,
         other,
     )
+    factory.match(session, member, other, over=True)
     return member
 
 
+MESSAGES = "CREATE TABLE after_hours_messages (match_id uuid NOT NULL REFERENCES after_hours_matches ON DELETE CASCADE)"
 LEAVING = [
     ("POST", "session/end", None),
     ("DELETE", "profile/photo", None),
@@ -146,7 +148,7 @@ def test_a_withdrawal_ends_the_session_and_shuts_the_gate(
 ) -> None:
     member = factory.member()
     session = start(client, member).json["session"]["id"]
-    assert len(scheduled(redis)) == 2
+    assert len(scheduled(redis)) == 3
     events()
     assert consent(client, member, granted=False).status_code == 200
     [row] = factory.sessions(member)
@@ -236,15 +238,25 @@ EXPORTED = {
     "after_hours_sessions": "sessions",
     "after_hours_declines": "declines",
     "device_fingerprints": "devices",
+    "after_hours_search": "search",
+    "after_hours_matches": "matches",
     OUTBOX: "unpublishedExpiries",
 }
 RENAMED = {"fuzzed_latitude": "blurredLatitude", "fuzzed_longitude": "blurredLongitude"}
 EXACT = "the exact place leaves the service for nobody, and is what the member's own device sent"
+OTHERS = "the other member's, or exported by another name, as the member sees it"
 IS_ME = "the member's own id, which the export begins with"
 LEFT_OUT = {
     "after_hours_sessions.latitude": EXACT,
     "after_hours_sessions.longitude": EXACT,
-    **{f"{table}.user_id": IS_ME for table in OUR_TABLES},
+    **{f"{table}.user_id": IS_ME for table in OUR_TABLES if table not in IS_OF},
+    **{
+        f"after_hours_matches.{column}": OTHERS
+        for column in (
+            *("user_id_1", "user_id_2", "session_id_2", "user1_accepted_at", "user2_accepted_at", "user1_save_vote"),
+            *("user2_save_vote", "converted_to_match_id", "declined_by", "ended_by"),
+        )
+    },
     f"{OUTBOX}.id": "one row may be about many members' sessions",
     f"{OUTBOX}.tell_at": "exported as publishAt",
     f"{OUTBOX}.session_ids": "exported as sessionId, the member's alone",
@@ -254,15 +266,16 @@ THE_HOSTS = "kept by the host or its chat service, whose export it belongs to"
 NAMING_A_MEMBER = {
     "after_hours_declines.declined_user_id": "exported of one's own declines; others' of the member are theirs",
     **dict.fromkeys(
+        [f"after_hours_matches.{column}" for column in ("user_id_1", "user_id_2", "declined_by")],
+        "exported as otherUserId and declinedByMe",
+    ),
+    **dict.fromkeys(
         [
             "users.id",
             "profiles.user_id",
             "user_subscriptions.user_id",
             "blocks.user_id",
             "blocks.blocked_user_id",
-            "after_hours_matches.user_id_1",
-            "after_hours_matches.user_id_2",
-            "after_hours_matches.declined_by",
             "after_hours_messages.sender_id",
             "banned_photo_hashes.user_id",
         ],
@@ -319,7 +332,7 @@ def test_every_column_that_names_a_member_is_exported_or_left_out_for_a_reason(
                         SELECT FROM pg_constraint WHERE conrelid = attrelid AND attnum = ANY (conkey)
                             AND confrelid = 'users'::regclass))""")
         }
-    assert naming == (NAMING_A_MEMBER.keys() | {f"{table}.user_id" for table in OUR_TABLES}) - {"users.id"}
+    assert naming == (NAMING_A_MEMBER.keys() | {f"{t}.user_id" for t in OUR_TABLES if t not in IS_OF}) - {"users.id"}
 
 
 def test_a_large_export_is_whole_though_little_of_it_is_in_memory(
@@ -445,20 +458,19 @@ def test_every_table_of_ours_says_whose_its_rows_are_and_is_known_to_the_tests(a
         )
     }
     assert tables - HOST_TABLES - {"after_hours_alembic_version", OUTBOX} == OUR_TABLES.keys()
-    assert all("user_id" in columns for columns in OUR_TABLES.values())
+    assert all("user_id" in columns or table in IS_OF for table, columns in OUR_TABLES.items())
 
 
 def test_an_erasure_spares_the_hosts_matches_and_takes_the_place_from_their_session(
     client: FlaskClient, factory: Factory
 ) -> None:
     member = factory.member()
-    session = factory.session(member, left=-3600, ended=True)
-    factory.execute(
-        "CREATE TABLE after_hours_matches (session_id uuid REFERENCES after_hours_sessions ON DELETE CASCADE)"
-    )
-    factory.execute("INSERT INTO after_hours_matches VALUES (%s)", session)
+    session, other = factory.session(member, left=-3600, ended=True), factory.member()
+    factory.execute(MESSAGES)
+    match, _ = factory.match(session, member, other, over=True), factory.match(session, other, member, over=True)
+    factory.execute("INSERT INTO after_hours_messages VALUES (%s)", match)
     erase(client, member)
-    assert factory.count("after_hours_matches") == 1
+    assert [str(row.id) for row in factory.execute("SELECT id FROM after_hours_matches")] == [match]
     [row] = factory.sessions(member)
     assert (row.fuzzed_latitude, row.fuzzed_longitude, row.latitude) == (0, 0, None)
 
