@@ -269,7 +269,9 @@ def _select_edges() -> Any:
                 "within"
             ),
         )
-        .where(Search.user_id == any_(_MEMBERS), Search.match_id.is_(None))
+        .join(_Session, and_(_Session.id == Search.session_id, _Session.discoverable(STATEMENT_NOW, _LEAD)))
+        .join(User, and_(User.id == Search.user_id, User.id_verified.is_(True), User.after_hours_consent.is_(True)))
+        .where(Search.user_id == any_(_MEMBERS), Search.match_id.is_(None), _is_premium(Search.user_id))
         .cte("asker")
         .prefix_with("MATERIALIZED")
     ).c

@@ -35,7 +35,6 @@ BATCH = 10_000  # members claimed at once
 MATCH_BATCH = 500  # matches that one transaction makes or ends: a member's own end waits for no longer one
 CROWD = 300  # so many are matched along a curve first; fewer ask the index at once
 NEAREST = 3  # whom each asks the index for
-PASSES = 3  # over those who fit somebody and were left out
 TOLD_BATCH = 50
 CHUNK = 1000  # rows of other statements
 WAITED_LONG_MINUTES = 5  # then somebody is looked for again, in case a change went unnoticed
@@ -95,19 +94,19 @@ def match_due() -> Round:
             left -= _judge(pairs)
         for chunk in _chunks(sorted(left)):
             queries.enter_pool(chunk)
-        asking = left
-        for _ in range(PASSES):
+        asking, refused = set(left), set[str]()
+        while asking:
             pairs, fitting = _ask_pool(sorted(asking))
-            if not pairs:
-                break
             proposed += len(pairs)
-            left -= _judge(pairs)
-            asking = fitting & left
-        for chunk in _chunks(sorted(left)):
+            matched = _judge(pairs)
+            left -= matched
+            # Who fits somebody that another has got asks again. If nobody was matched, others have locked them: then
+            # their claim is not ended, and they are due again when it expires.
+            asking, refused = (fitting & left, refused) if matched else (set(), fitting)
+        for chunk in _chunks(sorted(left - refused)):
             queries.leave_to_be_found(chunk)
-        matched = len(searchers) - len(left)
-        run.update(claimed=len(searchers), matched=matched)
-    return Round(len(searchers), proposed, matched)
+        run.update(claimed=len(searchers), matched=len(searchers) - len(left))
+    return Round(len(searchers), proposed, len(searchers) - len(left))
 
 
 def tell_waiting() -> int:

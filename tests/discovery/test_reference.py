@@ -90,20 +90,23 @@ def wants(a: Person, b: Person) -> bool:
     )
 
 
+def sees(world: World, one: int, other: int) -> bool:
+    """Return whether the one of the people, who is live, sees the other."""
+    me, them = world.people[one], world.people[other]
+    hidden = world.blocks | {(who, whom) for who, (whom, since) in world.declines.items() if since <= 2}
+    return (
+        one != other
+        and wants(me, them)
+        and wants(them, me)
+        and them.left >= 120
+        and them.loss is None
+        and not {(one, other), (other, one)} & hidden
+    )
+
+
 def reference(world: World) -> set[int]:
     """Return whom the first of the people sees."""
-    me = world.people[0]
-    hidden = world.blocks | {(who, whom) for who, (whom, since) in world.declines.items() if since <= 2}
-    return {
-        number
-        for number, other in enumerate(world.people)
-        if number
-        and wants(me, other)
-        and wants(other, me)
-        and other.left >= 120
-        and other.loss is None
-        and not {(0, number), (number, 0)} & hidden
-    }
+    return {number for number in range(len(world.people)) if sees(world, 0, number)}
 
 
 def write(factory: Factory, world: World) -> list[str]:

@@ -1,0 +1,143 @@
+"""Nobody gets into two live matches, whoever inserts them."""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from psycopg2.errors import UniqueViolation
+
+from tests.client import start
+from tests.factories import Factory
+from tests.matching.conftest import Work
+from tests.stopwatch import eventually
+
+# As the Node service does it, but for looking for somebody.
+NODE = """
+    INSERT INTO after_hours_matches (session_id, user_id_1, user_id_2, expires_at)
+    SELECT a.id, a.user_id, b.user_id, least(a.expires_at, b.expires_at, now() + interval '10 minutes')
+    FROM after_hours_sessions AS a, after_hours_sessions AS b
+    WHERE (a.user_id, b.user_id) = (%s, %s) AND a.ended_at IS NULL AND b.ended_at IS NULL
+"""
+TWICE = """
+    SELECT member, count(*) FROM after_hours_matches CROSS JOIN LATERAL (VALUES (user_id_1), (user_id_2)) AS v (member)
+    WHERE declined_by IS NULL AND expires_at > now() GROUP BY member HAVING count(*) > 1
+"""
+
+
+@pytest.fixture
+def connect(database_url: str) -> Iterator[Any]:
+    with contextlib.ExitStack() as stack:
+
+        def make() -> Any:
+            return stack.enter_context(contextlib.closing(psycopg2.connect(database_url)))
+
+        yield make
+
+
+def live(client: FlaskClient, factory: Factory, *, by_node: bool) -> str:
+    member = factory.member()
+    if by_node:  # no start of ours: there is no row in after_hours_search
+        factory.session(member)
+    else:
+        assert start(client, member).status_code == 201
+    return member
+
+
+@pytest.mark.parametrize("by_node", [True, False], ids=["sessions of the Node service", "ours"])
+def test_of_two_inserts_at_once_one_waits_and_is_refused(
+    client: FlaskClient, factory: Factory, connect: Any, by_node: bool
+) -> None:
+    one, shared, other = (live(client, factory, by_node=by_node) for _ in range(3))
+    first, second = connect(), connect()
+    first.cursor().execute(NODE, (one, shared))
+    refused = []
+
+    def insert() -> None:
+        try:
+            second.cursor().execute(NODE, (shared, other))
+        except UniqueViolation as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=insert)
+    thread.start()
+    eventually(lambda: factory.waiting() == 1)
+    first.commit()
+    thread.join()
+    assert len(refused) == 1
+    assert factory.count("after_hours_matches") == 1
+
+
+def test_nor_in_one_statement_nor_while_a_match_of_ours_is_live(
+    client: FlaskClient, factory: Factory, work: Work
+) -> None:
+    members = [live(client, factory, by_node=False) for _ in range(3)]
+    with pytest.raises(UniqueViolation):
+        factory.execute(NODE.replace("= (%s, %s)", "IN ((%s, %s), (%s, %s))"), *members[:2], *members[1:])
+    assert factory.count("after_hours_matches") == 0
+    work()
+    [match] = factory.execute("SELECT user_id_1, user_id_2 FROM after_hours_matches")
+    [alone] = set(members) - set(match)
+    for one, other in ((match.user_id_1, alone), (alone, match.user_id_2), match):
+        with pytest.raises(UniqueViolation):
+            factory.execute(NODE, one, other)
+    factory.execute("UPDATE after_hours_matches SET declined_by = user_id_1")
+    factory.execute(NODE, match.user_id_2, alone)
+    assert factory.execute(TWICE) == []
+
+
+def test_a_match_that_is_over_stays_over(client: FlaskClient, factory: Factory) -> None:
+    one, other = (live(client, factory, by_node=False) for _ in range(2))
+    factory.execute(NODE, one, other)
+    factory.execute("UPDATE after_hours_matches SET declined_by = %s", other)
+    with pytest.raises(UniqueViolation):
+        factory.execute("UPDATE after_hours_matches SET declined_by = NULL")
+    [match] = factory.execute("SELECT * FROM after_hours_matches")
+    assert (match.declined_by, match.ended_by, match.end_reason) == (other, other, "declined")
+
+
+def test_matches_of_the_past_are_free(client: FlaskClient, factory: Factory) -> None:
+    """Such as a restore writes them."""
+    one, other = (live(client, factory, by_node=False) for _ in range(2))
+    session = str(factory.sessions(one)[0].id)
+    factory.match(session, one, other, over=True)
+    factory.match(session, other, one, over=True)
+    assert factory.execute("SELECT match_id FROM after_hours_search WHERE match_id IS NOT NULL") == []
+
+
+def test_a_node_matcher_beside_ours_is_refused_and_nobody_is_in_two(
+    client: FlaskClient, app: Flask, factory: Factory, connect: Any, work: Work
+) -> None:
+    members = [live(client, factory, by_node=bool(number % 2)) for number in range(12)]
+    refused = 0
+    node = connect()
+    node.autocommit = True
+    stop = threading.Event()
+
+    def insert() -> None:
+        nonlocal refused
+        for pair in itertools.cycle(itertools.combinations(members, 2)):
+            if stop.is_set():
+                return
+            try:
+                node.cursor().execute(NODE, pair)
+            except UniqueViolation:
+                refused += 1
+
+    thread = threading.Thread(target=insert)
+    thread.start()
+    try:
+        for _ in range(10):
+            work()
+            assert factory.execute(TWICE) == []
+            factory.execute("UPDATE after_hours_matches SET declined_by = user_id_1 WHERE random() < 0.5")
+    finally:
+        stop.set()
+        thread.join()
+    assert refused
+    assert factory.execute(TWICE) == []
