@@ -62,9 +62,10 @@ def test_what_a_dead_worker_leaves_is_done_by_another(
     def die(*_: Any) -> None:
         raise Killed
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(*STEPS[step], die)
-        work()
+        with pytest.raises(Killed):
+            work()
     with app.app_context():
         assert not rounds.do_what_is_due()
         let_leases_expire(factory)
@@ -133,9 +134,10 @@ def test_the_end_of_a_match_is_told_to_the_other_even_if_the_worker_died(
         raise Killed
 
     with app.app_context():
-        with monkeypatch.context() as patched, pytest.raises(Killed):
+        with monkeypatch.context() as patched:
             patched.setattr(rounds, "send", die)
-            rounds.finish_due()
+            with pytest.raises(Killed):
+                rounds.finish_due()
         events()
         factory.execute("UPDATE after_hours_matches SET due_at = now()")
         rounds.finish_due()
