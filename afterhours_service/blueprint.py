@@ -3,6 +3,7 @@
 from flask import request
 
 from afterhours_service.discovery.routes import blueprint as discovery
+from afterhours_service.matching.routes import blueprint as matching
 from afterhours_service.preferences.routes import blueprint as preferences
 from afterhours_service.profiles.routes import blueprint as profiles
 from afterhours_service.rights.routes import blueprint as rights
@@ -33,6 +34,7 @@ after_hours.register_blueprint(sessions)
 after_hours.register_blueprint(profiles)
 after_hours.register_blueprint(preferences)
 after_hours.register_blueprint(discovery)
+after_hours.register_blueprint(matching)
 after_hours.register_blueprint(rights)
 limits.apply_to(after_hours, own=LEAVING)
 

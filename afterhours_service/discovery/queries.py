@@ -356,12 +356,12 @@ def has_declined(me: Asker, other_id: str) -> bool:
     return _DECLINE_IN_FORCE.first(member_id=me.user_id, other_id=other_id) is not None
 
 
-def decline(me: Asker, other_id: str) -> bool:
-    """Hide the two from each other from now on; false when my session was deleted.
+def decline(session_id: uuid.UUID, member_id: str, other_id: str) -> bool:
+    """Hide the two from each other from now on; false when the member's session was deleted.
 
     Raises IntegrityError when the other member is gone.
     """
-    [(sessions,)], _ = _INSERT_DECLINE.run(member_id=me.user_id, other_id=other_id, session_id=me.session_id)
+    [(sessions,)] = _INSERT_DECLINE.all(member_id=member_id, other_id=other_id, session_id=session_id)
     return bool(sessions)
 
 

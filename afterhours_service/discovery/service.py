@@ -76,7 +76,7 @@ def decline(member_id: str, other_id: str) -> None:
     if not queries.is_visible(me, other_id, _lead()):
         raise errors.MemberNotFound
     try:
-        mine = queries.decline(me, other_id)
+        mine = queries.decline(me.session_id, member_id, other_id)
     except IntegrityError as error:  # they were deleted meanwhile
         raise errors.MemberNotFound from error
     if not mine:  # my data was erased meanwhile

@@ -47,7 +47,7 @@ from afterhours_service.discovery.queries import are_apart
 from afterhours_service.matching.curve import Searcher
 from afterhours_service.places.blur import Point
 from afterhours_service.profiles.models import AfterHoursProfile
-from afterhours_service.sessions.models import STATEMENT_NOW, AfterHoursSession, Search
+from afterhours_service.sessions.models import CLOCK_NOW, STATEMENT_NOW, AfterHoursSession, Search
 from afterhours_service.stores.host import Block, MainProfile, Match, Subscription, User, has_messages, messages
 from afterhours_service.stores.statements import Statement
 
@@ -492,8 +492,8 @@ def _select_held() -> Any:
             case((is_first, Match.user1_accepted_at), else_=Match.user2_accepted_at).is_not(None).label("has_accepted"),
             Match.respond_by,
             Match.declined_by,
-            Match.shown(STATEMENT_NOW).label("is_shown"),
-            STATEMENT_NOW.label("now"),
+            Match.shown(CLOCK_NOW).label("is_shown"),
+            CLOCK_NOW.label("now"),
         )
         .where(Match.id == _MATCH, Match.is_of(_MEMBER))
         .with_for_update(key_share=True)
@@ -597,6 +597,11 @@ _DELETE_ERASED: Statement[Any] = Statement(
 )
 _SIDES = Statement(_sides(Match.id == any_(_IDS)), Side, before=_PLAN_BY_INDEX)
 _SIDE = Statement(_sides(~_is_blocked(), of_member=True), Side)
+_OTHER: Statement[Any] = Statement(
+    select(case((Match.user_id_1 == _MEMBER, Match.user_id_2), else_=Match.user_id_1)).where(
+        Match.id == _MATCH, Match.is_of(_MEMBER)
+    )
+)
 _HELD = Statement(_select_held(), Held)
 _ACCEPT: Statement[Any] = Statement(_accept())
 _DECLINE: Statement[Any] = Statement(
@@ -724,6 +729,12 @@ def sides(ids: Collection[uuid.UUID]) -> list[Side]:
 def side(member_id: str) -> Side | None:
     """Return the member's live match as they see it; None if they have none, or one has blocked the other."""
     return _SIDE.first(member_id=member_id)
+
+
+def other(member_id: str, match_id: uuid.UUID) -> str | None:
+    """Return the other member of a match of the member's, whether it is over or not; None if it is not theirs."""
+    row = _OTHER.first(member_id=member_id, match_id=match_id)
+    return row and row[0]
 
 
 def hold(member_id: str, match_id: uuid.UUID) -> Held | None:

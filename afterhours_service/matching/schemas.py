@@ -1,11 +1,17 @@
 """What clients send and see of matches."""
 
-from marshmallow import fields
+from marshmallow import fields, validate
 
-from afterhours_service.web.schemas import CamelCaseSchema, UtcDateTime
+from afterhours_service.web.schemas import CamelCaseSchema, UtcDateTime, envelope
 
 
-class ProfileSchema(CamelCaseSchema):
+class AnswerSchema(CamelCaseSchema):
+    """Which match is accepted or declined."""
+
+    match_id = fields.UUID(required=True)
+
+
+class MatchedMemberSchema(CamelCaseSchema):
     """The other member, as `/nearby` shows them."""
 
     user_id = fields.String()
@@ -25,4 +31,14 @@ class MatchSchema(CamelCaseSchema):
     expires_at = UtcDateTime()
     auto_decline_at = UtcDateTime(allow_none=True, metadata={"description": "null once one of the two has accepted"})
     accepted = fields.Boolean(metadata={"description": "by me"})
-    profile = fields.Nested(ProfileSchema)
+    profile = fields.Nested(MatchedMemberSchema)
+
+
+CurrentResponse = envelope(
+    "CurrentMatchResponse",
+    active=fields.Boolean(metadata={"description": "whether I have an active session"}),
+    status=fields.String(validate=validate.OneOf(["no_session", "searching", "matched"])),
+    match=fields.Nested(MatchSchema, allow_none=True),
+)
+AcceptResponse = envelope("AcceptMatchResponse", match=fields.Nested(MatchSchema))
+DeclineResponse = envelope("DeclineMatchResponse", message=fields.String())

@@ -196,6 +196,12 @@ _LOCK: Statement[Any] = Statement(
     .where(User.id == bindparam("member_id"))
     .with_for_update(read=True, key_share=True)
 )
+_LOCK_PAIR: Statement[Any] = Statement(
+    select(User.id)
+    .where(User.id.in_([bindparam("member_id"), bindparam("other_id")]))
+    .order_by(User.id)  # so that two who lock each other do not wait for each other
+    .with_for_update(read=True, key_share=True)
+)
 _TRY_LOCK_ERASURE: Statement[Any] = Statement(
     select(func.pg_try_advisory_xact_lock_shared(func.hashtextextended(bindparam("member_id"), bindparam("seed"))))
 )
@@ -216,6 +222,11 @@ def lock(member_id: str) -> bool | None:
     """
     row = _LOCK.first(member_id=member_id)
     return row and row[0]
+
+
+def lock_pair(member_id: str, other_id: str) -> None:
+    """Do as `lock` for two members, whatever their consent."""
+    _LOCK_PAIR.run(member_id=member_id, other_id=other_id)
 
 
 def try_lock_erasure(member_id: str) -> bool:

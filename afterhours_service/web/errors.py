@@ -220,6 +220,12 @@ class MemberNotFound(AppError):
     status, code = HTTPStatus.NOT_FOUND, "MEMBER_NOT_FOUND"
 
 
+class MatchNotFound(AppError):
+    """There is no such match, or it is over."""
+
+    status, code = HTTPStatus.NOT_FOUND, "MATCH_NOT_FOUND"
+
+
 class NotFound(AppError):
     """There is nothing at this address."""
 
