@@ -1,4 +1,4 @@
-"""Demo members: two who can go live, one without a profile, and one for each refusal of the gate."""
+"""Demo members: two who can go live and fit each other, one without a profile, and one for each refusal of the gate."""
 
 import logging
 from typing import Any, NamedTuple

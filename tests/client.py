@@ -41,6 +41,18 @@ def decline(client: FlaskClient, member: str, other: str) -> Any:
     return client.post(f"{API}/declines", json={"userId": other}, headers=bearer(member))
 
 
+def current(client: FlaskClient, member: str) -> Any:
+    """GET /match/current, and return what it answers."""
+    response = client.get(f"{API}/match/current", headers=bearer(member))
+    assert response.status_code == 200, response.json
+    return response.json
+
+
+def answer_match(client: FlaskClient, member: str, verb: str, match: str) -> Any:
+    """POST /match/accept or /match/decline."""
+    return client.post(f"{API}/match/{verb}", json={"matchId": match}, headers=bearer(member))
+
+
 def upload(client: FlaskClient, member: str, data: bytes, field: str = "photo", name: str = "x.jpg") -> Any:
     """POST /profile/photo. The form is put together here: werkzeug's client leaves a file open for a large body."""
     head = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'

@@ -11,6 +11,8 @@ import psycopg2.extras
 from redis import Redis
 
 from afterhours_service.jobs.timers import SCHEDULED
+from afterhours_service.sessions.models import AfterHoursSession, Search
+from afterhours_service.stores.host import Match, Timestamp
 
 SECRET = "a secret for tests, of 32 bytes or more"
 PLACE = {"latitude": 52.52, "longitude": 13.405}
@@ -99,14 +101,13 @@ class Factory:
         return str(rows[0].id)
 
     def travel(self, seconds: float) -> None:
-        """Move every session `seconds` into the past."""
-        self.execute(
-            """
-            UPDATE after_hours_sessions SET started_at = started_at - d, expires_at = expires_at - d,
-                ended_at = ended_at - d, warned_at = warned_at - d, created_at = created_at - d
-            FROM (SELECT %s * interval '1 second' AS d) AS t""",
-            seconds,
-        )
+        """Move every session, match and search `seconds` into the past. No trigger takes it for a change."""
+        moves = [
+            f"UPDATE {model.__tablename__} SET {', '.join(f'{name} = {name} - t.d' for name in _moments(model))}"
+            " FROM (SELECT %s * interval '1 second' AS d) AS t"
+            for model in (AfterHoursSession, Match, Search)
+        ]
+        self.execute("; ".join(["SET LOCAL session_replication_role = replica", *moves]), *[seconds] * len(moves))
 
     def sessions(self, member_id: str) -> list[Any]:
         """Return the member's sessions, oldest first."""
@@ -128,6 +129,11 @@ class Factory:
     def has_ended(self, member_id: str) -> bool:
         """Return whether the member's first session has ended."""
         return self.sessions(member_id)[0].ended_at is not None
+
+
+def _moments(model: Any) -> list[str]:
+    """Return the columns of a table that are moments."""
+    return [column.name for column in model.__table__.c if isinstance(column.type, type(Timestamp))]
 
 
 def scheduled(redis: Redis) -> dict[str, float]:

@@ -361,7 +361,7 @@ def decline(session_id: uuid.UUID, member_id: str, other_id: str) -> bool:
 
     Raises IntegrityError when the other member is gone.
     """
-    [(sessions,)], _ = _INSERT_DECLINE.run(member_id=member_id, other_id=other_id, session_id=session_id)
+    [(sessions,)] = _INSERT_DECLINE.all(member_id=member_id, other_id=other_id, session_id=session_id)
     return bool(sessions)
 
 

@@ -47,7 +47,7 @@ from afterhours_service.discovery.queries import are_apart
 from afterhours_service.matching.curve import Searcher
 from afterhours_service.places.blur import Point
 from afterhours_service.profiles.models import AfterHoursProfile
-from afterhours_service.sessions.models import STATEMENT_NOW, AfterHoursSession, Search
+from afterhours_service.sessions.models import CLOCK_NOW, STATEMENT_NOW, AfterHoursSession, Search
 from afterhours_service.stores.host import Block, MainProfile, Match, Subscription, User, has_messages, messages
 from afterhours_service.stores.statements import Statement
 
@@ -499,19 +499,22 @@ def _sides(*conditions: ColumnElement[bool], of_member: bool = False) -> Any:
 
 
 def _select_held() -> Select[Any]:
-    """Return a query for a match of the member's."""
+    """Return a query for a match of the member's, locked until the transaction ends."""
     is_first = Match.user_id_1 == _MEMBER
-    accepted_at = case((is_first, Match.user1_accepted_at), else_=Match.user2_accepted_at)
-    return select(
-        Match.id,
-        case((is_first, Match.user_id_2), else_=Match.user_id_1).label("other_id"),
-        case((is_first, Match.session_id_2), else_=Match.session_id).label("other_session_id"),
-        accepted_at.is_not(None).label("has_accepted"),
-        Match.respond_by,
-        Match.declined_by,
-        Match.shown(STATEMENT_NOW).label("is_shown"),
-        STATEMENT_NOW.label("now"),
-    ).where(Match.id == _MATCH, Match.is_of(_MEMBER))
+    return (
+        select(
+            Match.id,
+            case((is_first, Match.user_id_2), else_=Match.user_id_1).label("other_id"),
+            case((is_first, Match.session_id_2), else_=Match.session_id).label("other_session_id"),
+            case((is_first, Match.user1_accepted_at), else_=Match.user2_accepted_at).is_not(None).label("has_accepted"),
+            Match.respond_by,
+            Match.declined_by,
+            Match.shown(CLOCK_NOW).label("is_shown"),
+            CLOCK_NOW.label("now"),
+        )
+        .where(Match.id == _MATCH, Match.is_of(_MEMBER))
+        .with_for_update(key_share=True)
+    )
 
 
 def _accept() -> Any:
@@ -633,8 +636,12 @@ _DELETE_ERASED: Statement[Any] = Statement(
 )
 _SIDES = Statement(_sides(Match.id == any_(_IDS)), Side, before=_PLAN_BY_INDEX)
 _SIDE = Statement(_sides(~_is_blocked(), of_member=True), Side)
-_FIND = Statement(_select_held(), Held)
-_HOLD = Statement(_select_held().with_for_update(key_share=True), Held)
+_OTHER: Statement[Any] = Statement(
+    select(case((Match.user_id_1 == _MEMBER, Match.user_id_2), else_=Match.user_id_1)).where(
+        Match.id == _MATCH, Match.is_of(_MEMBER)
+    )
+)
+_HELD = Statement(_select_held(), Held)
 _ACCEPT: Statement[Any] = Statement(_accept())
 _DECLINE: Statement[Any] = Statement(
     update(Match)
@@ -654,7 +661,6 @@ _END_UNANSWERED: Statement[Any] = Statement(
     .values(
         {
             Match.expires_at: STATEMENT_NOW,
-            Match.ended_by: _MEMBER,
             Match.end_reason: literal_column("'unanswered'"),
             Match.due_at: STATEMENT_NOW + _LEASE,
         }
@@ -770,14 +776,15 @@ def side(member_id: str) -> Side | None:
     return _SIDE.first(member_id=member_id)
 
 
-def find(member_id: str, match_id: uuid.UUID) -> Held | None:
-    """Return a match of the member's."""
-    return _FIND.first(member_id=member_id, match_id=match_id)
+def other(member_id: str, match_id: uuid.UUID) -> str | None:
+    """Return the other member of a match of the member's, whether it is over or not; None if it is not theirs."""
+    row = _OTHER.first(member_id=member_id, match_id=match_id)
+    return row and row[0]
 
 
 def hold(member_id: str, match_id: uuid.UUID) -> Held | None:
     """Return a match of the member's, locked until the transaction ends."""
-    return _HOLD.first(member_id=member_id, match_id=match_id)
+    return _HELD.first(member_id=member_id, match_id=match_id)
 
 
 def accept(member_id: str, match_id: uuid.UUID) -> None:
@@ -792,10 +799,10 @@ def decline(member_id: str, match_id: uuid.UUID, lease: timedelta) -> datetime:
     return leased_until
 
 
-def end_unanswered(member_id: str, match_id: uuid.UUID, lease: timedelta) -> datetime:
-    """End the match that the member holds, as nobody has answered; return as `decline` does."""
+def end_unanswered(match_id: uuid.UUID, lease: timedelta) -> datetime:
+    """End a match that is held because nobody answered; return as `decline` does."""
     leased_until: datetime
-    [(leased_until,)] = _END_UNANSWERED.all(member_id=member_id, match_id=match_id, lease=lease)
+    [(leased_until,)] = _END_UNANSWERED.all(match_id=match_id, lease=lease)
     return leased_until
 
 

@@ -22,7 +22,7 @@ from afterhours_service.jobs.timers import armed_timers
 from afterhours_service.matching import curve, queries, rules
 from afterhours_service.matching.cards import card
 from afterhours_service.matching.queries import Due
-from afterhours_service.matching.schemas import ProfileSchema
+from afterhours_service.matching.schemas import MatchedMemberSchema
 from afterhours_service.sessions import search
 from afterhours_service.sessions.rules import FIRST_LOOK_MINUTES, WARNING_MINUTES, length
 from afterhours_service.stores.redis import after_commit, current_redis, only_logged, send
@@ -40,7 +40,7 @@ CHUNK = 1000  # rows of other statements
 WAITED_LONG_MINUTES = 5  # then somebody is looked for again, in case a change went unnoticed
 LOOKED_AGAIN = 100  # members, at most
 
-_PROFILE = ProfileSchema()
+_PROFILE = MatchedMemberSchema()
 
 
 class Round(NamedTuple):
@@ -146,14 +146,29 @@ def look() -> dict[str, int]:
 
 
 def end_events(match: Due) -> list[Event]:
-    """Return the events of a match that is over: to whoever did not end it. Why is nobody's business."""
-    payload = {"matchId": str(match.id), "reason": "ended"}
+    """Return the events of a match that is over: to whoever did not end it."""
     sides = ((match.user_id_1, match.session_id), (match.user_id_2, match.session_id_2))
     return [
-        Event("match_expired", member_id, str(session_id or ""), match.now, payload, str(match.id))
+        end_event(match.id, member_id, session_id, match.now)
         for member_id, session_id in sides
         if match.ended_at and member_id != match.ended_by
     ]
+
+
+def end_event(match_id: UUID, member_id: str, session_id: UUID | None, at: datetime) -> Event:
+    """Return the event of a match that is over, for one of its members. Why it is over is nobody's business."""
+    payload = {"matchId": str(match_id), "reason": "ended"}
+    return Event("match_expired", member_id, str(session_id or ""), at, payload, str(match_id))
+
+
+@only_logged("matches were not published")
+def publish(ids: Collection[UUID], leased_until: datetime, told: Iterable[Event], moments: Iterable[datetime]) -> None:
+    """Publish events of matches, arm the timers of when to look at them next, and end their lease."""
+    pipeline = current_redis().pipeline(transaction=False)
+    events.publish(pipeline, *told)
+    search.arm(pipeline, *moments)
+    if send(pipeline):
+        queries.mark_published(ids, leased_until)
 
 
 def _judge(pairs: Sequence[tuple[str, str]]) -> set[str]:
@@ -204,16 +219,6 @@ def _announcements(ids: Collection[UUID]) -> list[Event]:
         }
         announced.append(Event("match", side.member_id, str(side.session_id), side.now, payload, shown.id))
     return announced
-
-
-@only_logged("matches were not published")
-def publish(ids: Collection[UUID], leased_until: datetime, told: Iterable[Event], moments: Iterable[datetime]) -> None:
-    """Publish events of matches, arm the timers of these moments, and end the lease. What fails is tried again."""
-    pipeline = current_redis().pipeline(transaction=False)
-    events.publish(pipeline, *told)
-    search.arm(pipeline, *moments)
-    if send(pipeline):
-        queries.mark_published(ids, leased_until)
 
 
 def _arm_missing() -> int:

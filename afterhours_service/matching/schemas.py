@@ -5,13 +5,13 @@ from marshmallow import fields, validate
 from afterhours_service.web.schemas import CamelCaseSchema, UtcDateTime, envelope
 
 
-class MatchIdSchema(CamelCaseSchema):
-    """Which match it is about."""
+class AnswerSchema(CamelCaseSchema):
+    """Which match is accepted or declined."""
 
     match_id = fields.UUID(required=True)
 
 
-class ProfileSchema(CamelCaseSchema):
+class MatchedMemberSchema(CamelCaseSchema):
     """The other member, as `/nearby` shows them."""
 
     user_id = fields.String()
@@ -26,17 +26,17 @@ class ProfileSchema(CamelCaseSchema):
 class MatchSchema(CamelCaseSchema):
     """A live match, as one of its members sees it."""
 
-    id = fields.UUID()
+    id = fields.String()
     created_at = UtcDateTime()
     expires_at = UtcDateTime()
     auto_decline_at = UtcDateTime(allow_none=True, metadata={"description": "null once one of the two has accepted"})
     accepted = fields.Boolean(metadata={"description": "by me"})
-    profile = fields.Nested(ProfileSchema)
+    profile = fields.Nested(MatchedMemberSchema)
 
 
 CurrentResponse = envelope(
     "CurrentMatchResponse",
-    active=fields.Boolean(metadata={"description": "whether I am live"}),
+    active=fields.Boolean(metadata={"description": "whether I have an active session"}),
     status=fields.String(validate=validate.OneOf(["no_session", "searching", "matched"])),
     match=fields.Nested(MatchSchema, allow_none=True),
 )

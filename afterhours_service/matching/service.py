@@ -1,4 +1,4 @@
-"""The use cases of a match: one transaction each; events and timers follow the commit."""
+"""The use cases of matching: whom a member is shown, and their answer."""
 
 from typing import NamedTuple
 from uuid import UUID
@@ -11,7 +11,6 @@ from afterhours_service.matching import queries, rounds, rules
 from afterhours_service.matching.cards import Card, card
 from afterhours_service.matching.queries import Held
 from afterhours_service.sessions import service as sessions
-from afterhours_service.sessions.queries import Session
 from afterhours_service.sessions.rules import length
 from afterhours_service.stores.connection import transaction
 from afterhours_service.stores.host import lock_pair
@@ -21,7 +20,7 @@ from afterhours_service.web import errors
 
 
 class Current(NamedTuple):
-    """Where a member stands. status: `no_session`, `searching` or `matched`."""
+    """What a member is shown now. status: `no_session`, `searching` or `matched`."""
 
     active: bool
     status: str
@@ -29,78 +28,76 @@ class Current(NamedTuple):
 
 
 def current(member_id: str) -> Current:
-    """Return the member's match, or that they are searching, or not live."""
-    side = queries.side(member_id)
-    if side:
+    """Return the member's live match, or whether somebody is being looked for."""
+    if side := queries.side(member_id):
         return Current(active=True, status="matched", match=card(side))
     active = sessions.status(member_id) is not None
-    return Current(active=active, status="searching" if active else "no_session", match=None)
+    return Current(active, "searching" if active else "no_session", None)
 
 
 def accept(member_id: str, match_id: UUID) -> Card:
-    """Accept the member's match, which then is not over for want of an answer; repeating it changes nothing.
+    """Accept a match, which then is not over for want of an answer; repeating it changes nothing.
 
-    Raises SessionRequired, or MatchNotFound for a match that is unknown, not the member's, or over.
+    Raises SessionRequired, or MatchNotFound for one that is unknown, not the member's, or over.
     """
-    _require_session(member_id)
+    _session_id(member_id)
     with transaction():
-        match = _hold(member_id, match_id)
-        if not match.is_shown:
+        held = queries.hold(member_id, match_id)
+        if held is None or not held.is_shown:
             raise errors.MatchNotFound
-        if not match.has_accepted:
+        if not held.has_accepted:
             queries.accept(member_id, match_id)
         side = queries.side(member_id)
-        if not side:  # one of the two has blocked the other
+        if side is None or side.id != match_id:  # one has blocked the other
             raise errors.MatchNotFound
-    if not match.has_accepted:
+    if not held.has_accepted:
         with after_commit() as pipeline:
-            events.publish(pipeline, _event_for_other("match_accepted", match))
+            events.publish(pipeline, _accepted(held))
     return card(side)
 
 
 def decline(member_id: str, match_id: UUID) -> None:
-    """End the member's match, and hide the two from each other as a decline of discovery does.
+    """End a match, and hide the two from each other as a decline of discovery does; repeating it changes nothing.
 
-    A decline at the moment the match is over for want of an answer comes from the client's clock, and is not
-    remembered. Repeating it changes nothing. Raises as `accept` does.
+    One that comes when the time to answer is up is not remembered: the client's card declines by itself then. Raises
+    SessionRequired, or MatchNotFound for a match that is unknown, not the member's, or over.
     """
-    mine = _require_session(member_id)
+    session_id = _session_id(member_id)
     with transaction():
-        match = queries.find(member_id, match_id)
-        if match is None:
+        other_id = queries.other(member_id, match_id)
+        if other_id is None:
             raise errors.MatchNotFound
-        lock_pair(member_id, match.other_id)
-        match = _hold(member_id, match_id)
-        if match.declined_by == member_id:
+        lock_pair(member_id, other_id)
+        held = queries.hold(member_id, match_id)
+        if held and held.declined_by == member_id:
             return
-        if not match.is_shown:
+        if held is None or not held.is_shown:
             raise errors.MatchNotFound
-        if rules.counts_as_decline(match.now, match.respond_by):
-            reason, leased_until = "declined", queries.decline(member_id, match_id, rules.PUBLISH_LEASE)
-            discovery.decline(mine.id, member_id, match.other_id)
+        is_decline = rules.counts_as_decline(held.now, held.respond_by)
+        if is_decline:
+            leased_until = queries.decline(member_id, match_id, rules.PUBLISH_LEASE)
+            discovery.decline(session_id, member_id, other_id)
         else:
-            reason, leased_until = "unanswered", queries.end_unanswered(member_id, match_id, rules.PUBLISH_LEASE)
-    metrics.MATCHES_ENDED.labels(reason).inc()
-    cooldown = length(rules.COOLDOWN_MINUTES, current_settings().minute_seconds)
-    told = _event_for_other("match_expired", match, reason="ended")
-    rounds.publish([match_id], leased_until, [told], [match.now, match.now + cooldown])
+            leased_until = queries.end_unanswered(match_id, rules.PUBLISH_LEASE)
+    metrics.MATCHES_ENDED.labels("declined" if is_decline else "unanswered").inc()
+    ended_at = leased_until - rules.PUBLISH_LEASE
+    told = [rounds.end_event(match_id, other_id, held.other_session_id, ended_at)]
+    searches = [ended_at]
+    if is_decline:
+        searches.append(ended_at + length(rules.COOLDOWN_MINUTES, current_settings().minute_seconds))
+    else:  # neither of the two has ended it
+        told.append(rounds.end_event(match_id, member_id, session_id, ended_at))
+    rounds.publish([match_id], leased_until, told, searches)
 
 
-def _require_session(member_id: str) -> Session:
+def _session_id(member_id: str) -> UUID:
     session = sessions.status(member_id)
     if session is None:
         raise errors.SessionRequired
-    return session
+    return session.id
 
 
-def _hold(member_id: str, match_id: UUID) -> Held:
-    match = queries.hold(member_id, match_id)
-    if match is None:
-        raise errors.MatchNotFound
-    return match
-
-
-def _event_for_other(kind: str, match: Held, **payload: str) -> Event:
-    match_id = str(match.id)
-    session_id = str(match.other_session_id or "")
-    return Event(kind, match.other_id, session_id, match.now, {"matchId": match_id, **payload}, match_id)
+def _accepted(held: Held) -> Event:
+    match_id = str(held.id)
+    session_id = str(held.other_session_id or "")
+    return Event("match_accepted", held.other_id, session_id, held.now, {"matchId": match_id}, match_id)

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ARRAY,
     BindParameter,
     ColumnElement,
     ForeignKey,
@@ -20,9 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
     Uuid,
     and_,
-    any_,
     bindparam,
-    cast,
     column,
     exists,
     func,
@@ -214,8 +211,8 @@ _LOCK: Statement[Any] = Statement(
 )
 _LOCK_PAIR: Statement[Any] = Statement(
     select(User.id)
-    .where(User.id == any_(cast(bindparam("members"), ARRAY(Text))))
-    .order_by(User.id)
+    .where(User.id.in_([bindparam("member_id"), bindparam("other_id")]))
+    .order_by(User.id)  # so that two who lock each other do not wait for each other
     .with_for_update(read=True, key_share=True)
 )
 _TRY_LOCK_ERASURE: Statement[Any] = Statement(
@@ -239,8 +236,8 @@ def lock(member_id: str) -> bool | None:
 
 
 def lock_pair(member_id: str, other_id: str) -> None:
-    """Wait for withdrawals and erasures of the two, and block new ones until the transaction ends."""
-    _LOCK_PAIR.run(members=[member_id, other_id])
+    """Do as `lock` for two members, whatever their consent."""
+    _LOCK_PAIR.run(member_id=member_id, other_id=other_id)
 
 
 def try_lock_erasure(member_id: str) -> bool:

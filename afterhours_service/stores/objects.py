@@ -4,6 +4,7 @@ The database holds keys; URLs are made on request, and expire.
 """
 
 import errno
+import math
 import mimetypes
 import os
 import shutil
@@ -111,8 +112,8 @@ def check_key(key: str) -> None:
 class FolderStorage:
     """Objects as files under `root`, read through `open` by anyone with a URL signed with `secret`.
 
-    A URL lives for `ttl` seconds at least, and at most an eighth longer: its expiry is rounded up, so that it stays
-    the same for a while and clients can cache the picture.
+    A URL lives for `ttl` seconds at least, and at most an eighth or a second longer: its expiry is rounded up, so that
+    it stays the same for a while and clients can cache the picture.
     """
 
     def __init__(self, root: Path, secret: bytes, base_url: str, ttl: int = 7200) -> None:
@@ -156,7 +157,7 @@ class FolderStorage:
         check_key(key)
         ttl = seconds or self._ttl
         step = max(ttl // 8, 1)
-        expires = -(-(int(time.time()) + ttl) // step) * step
+        expires = math.ceil((time.time() + ttl) / step) * step
         return f"{self._base_url}/{quote(key)}?expires={expires}&signature={self._signature(key, str(expires))}"
 
     def open(self, key: str, expires: str, signature: str) -> tuple[Path, str]:

@@ -221,7 +221,7 @@ class MemberNotFound(AppError):
 
 
 class MatchNotFound(AppError):
-    """This match cannot be found, or is over."""
+    """There is no such match, or it is over."""
 
     status, code = HTTPStatus.NOT_FOUND, "MATCH_NOT_FOUND"
 

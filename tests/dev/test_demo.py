@@ -5,7 +5,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from afterhours_service.config import Settings
+from afterhours_service.matching import jobs
 from dev import demo
+from tests.client import current, start
 from tests.factories import PLACE, Factory
 
 # What somebody has changed since, table by table: for every demo member that has a row there.
@@ -35,6 +37,17 @@ def test_each_demo_member_gets_the_answer_that_is_announced(
     )
     code = response.json["code"] if response.json and response.status_code >= 400 else ""
     assert f"{response.status_code} {code}".strip() == member.answer
+
+
+def test_the_two_who_can_go_live_are_matched_with_each_other(app: Flask, client: FlaskClient, factory: Factory) -> None:
+    seed(app)
+    pair = [member.id for member in demo.MEMBERS if member.answer == "201"]
+    for member in pair:
+        assert start(client, member).status_code == 201
+    factory.travel(16)  # a quarter of a minute, rounded up
+    with app.app_context():
+        jobs.go_on()
+    assert [current(client, member)["match"]["profile"]["userId"] for member in pair] == pair[::-1]
 
 
 def test_there_is_a_happy_one_and_one_for_each_refusal_of_the_gate() -> None:

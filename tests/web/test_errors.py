@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
+from uuid import uuid4
 
 import pytest
 import structlog
@@ -21,7 +22,7 @@ from afterhours_service.stores.host import LOCK_SEED
 from afterhours_service.stores.objects import FolderStorage
 from afterhours_service.web import limits
 from afterhours_service.web.errors import CATALOGUE, AppError
-from tests.client import FINGERPRINT, PHOTO, SESSION, decline, end, extend, failure, start, status, upload
+from tests.client import FINGERPRINT, PHOTO, SESSION, answer_match, decline, end, extend, failure, start, status, upload
 from tests.factories import Factory, bearer, token
 from tests.pictures import encode, plain
 
@@ -99,6 +100,10 @@ REACHED_BY: dict[str, Callable[[FlaskClient, Factory], Any]] = {
     "NO_ACTIVE_SESSION": lambda client, factory: end(client, factory.member()),
     "MEMBER_NOT_FOUND": after(
         "SELECT 1", lambda client, member: [start(client, member), decline(client, member, "nobody")][1]
+    ),
+    "MATCH_NOT_FOUND": after(
+        "SELECT 1",
+        lambda client, member: [start(client, member), answer_match(client, member, "decline", str(uuid4()))][1],
     ),
     "PROFILE_EXISTS": lambda client, factory: feature(client.post, "profile", factory.member()),
     "PROFILE_NOT_FOUND": lambda client, factory: feature(client.patch, "profile", factory.member(profile=False)),
@@ -293,7 +298,9 @@ def test_no_coordinate_is_told_whatever_happens(
         assert not [text for text in bodies[:2] if "INSERT" in text or "psycopg" in text or "Traceback" in text]
 
 
-@pytest.mark.parametrize("path", ["session/start", "session/extend", "profile", "preferences", "consent"])
+@pytest.mark.parametrize(
+    "path", ["session/start", "session/extend", "profile", "preferences", "consent", "match/accept", "match/decline"]
+)
 def test_a_body_that_cannot_be_read_is_the_clients_fault(app: Flask, factory: Factory, path: str) -> None:
     app.testing = False  # what nobody caught is a 500
     body = Mock()
