@@ -139,7 +139,7 @@ def main() -> None:
         with app.app_context():
             upgrade()
             for size in options.sizes:
-                build = _fill(url, size)
+                build = fill(url, size)
                 members = _members(size, options.askers)
                 print(f"\n{size:,} live sessions, {min(size, CITY):,} in the city; index built in {build:.1f} s")
                 if options.explain:
@@ -151,7 +151,7 @@ def main() -> None:
             db.engine.dispose()
 
 
-def _fill(url: str, size: int) -> float:
+def fill(url: str, size: int) -> float:
     """Make the world; return the seconds that the index took to build."""
     with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         connection.autocommit = True
@@ -255,7 +255,7 @@ def _measure_starts(starts: int) -> None:
     for _ in range(starts // TURN):
         for what, (indexed, triggered) in random.sample(list(ways.items()), len(ways)):
             _keep(indexed, triggered)
-            times[what].extend(_start(f"starter-{number}") for number in range(TURN))
+            times[what].extend(start(f"starter-{number}") for number in range(TURN))
             _execute("DELETE FROM after_hours_sessions WHERE user_id LIKE 'starter-%'")
     _keep(indexed=True, triggered=True)
     for what, pairs in times.items():
@@ -274,7 +274,7 @@ def _keep(indexed: bool, triggered: bool) -> None:
     )
 
 
-def _start(member: str) -> tuple[float, float]:
+def start(member: str) -> tuple[float, float]:
     place = Point(52.52 + random.gauss(0, 0.05), 13.405 + random.gauss(0, 0.08))
     cpu, started = _cpu() + time.process_time() * 1000, time.perf_counter()
     sessions.start(member, 60, place, None)

@@ -259,7 +259,8 @@ def has_messages() -> bool:
 
 def is_matched(session_id: SQLColumnExpression[uuid.UUID]) -> ColumnElement[bool]:
     """Return the condition that a match refers to the session: deleting the session would delete the match."""
-    return exists(Match.id).where(Match.session_id == session_id)
+    found = select(true()).where(Match.session_id == session_id).limit(literal_column("1"))
+    return found.scalar_subquery().is_not(None)  # one index lookup each, however many matches there are
 
 
 def standing(member_id: str) -> Standing:

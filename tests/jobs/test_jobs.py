@@ -198,7 +198,7 @@ def test_the_id_of_a_request_travels_into_the_jobs_it_leads_to(
     headers = {**bearer(factory.member()), "X-Request-ID": "from-the-phone"}
     client.post(f"{SESSION}/start", json={"duration": 15, **PLACE}, headers=headers)
     timers = [Job.fetch(timer_id, connection=redis) for timer_id in scheduled(redis)]
-    assert [timer.meta for timer in timers] == [{"request_id": "from-the-phone"}] * 2
+    assert [timer.meta for timer in timers] == [{"request_id": "from-the-phone"}] * 3
     queue = Queue(TIMERS_QUEUE, connection=redis)
     asked = [queue.enqueue(tell_context, meta=meta) for meta in (timers[0].meta, {})]
     with app.app_context():

@@ -87,7 +87,7 @@ class TestRedis:
             with app.app_context():
                 eventually(lambda: not is_redis_away())
             start(client, third)
-            assert len(scheduled(new)) == 2
+            assert len(scheduled(new)) == 3
             assert client.get("/readyz").json["redis"] == "ok"
 
     def test_expiries_that_only_a_replica_heard_are_not_taken_for_told(
