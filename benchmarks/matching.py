@@ -2,9 +2,9 @@
 
     python -m benchmarks.matching [--sizes 1000 10000 100000] [--write]
 
-The city is that of benchmarks/discovery.py, on a PostgreSQL and a Valkey of its own. A round is timed from all due to all
-matches committed, and with both events of each published; an arrival from due to published. The optimum, of worlds of
-1,000, needs rustworkx (`pip install rustworkx`, not among the project's dependencies) and is left out without it.
+The city is that of benchmarks/discovery.py, on a PostgreSQL and a Valkey of its own. A round is timed from all due to
+all matches committed, and with both events of each published; an arrival from due to published. The optimum, of worlds
+of 1,000, needs rustworkx (`pip install rustworkx`, not among the project's dependencies) and is left out without it.
 """
 
 import argparse
@@ -34,6 +34,15 @@ from dev.embedded import home, postgres, stop_on_signals, valkey
 GOALS = {1_000: 0.1, 10_000: 0.75, 100_000: 9.0}  # seconds
 RUNS = {1_000: 5, 10_000: 3}  # of larger worlds one
 STARTS, TURN = 600, 50  # of each way, in turns
+COLUMNS = (
+    "a round, committed, s",
+    "and published, s",
+    "matched",
+    "an arrival, p50, ms",
+    "p95, ms",
+    "the Node service's query, ms",
+    "for all, s",
+)
 WRITTEN = Path(__file__).parent.parent / "docs/measurements/matching.md"
 
 # Whom the Node service's matcher finds for one member, by the conditions of its query: the nearest only, one-sided ages
@@ -160,8 +169,8 @@ def _arriving() -> list[str]:
     """Return members who are not matched: some of those who were left over, and some whose match has just ended."""
     left = _ask("SELECT user_id FROM after_hours_search WHERE match_id IS NULL ORDER BY user_id LIMIT 50")
     freed = _ask(
-        "UPDATE after_hours_matches SET declined_by = user_id_1 WHERE id IN (SELECT id FROM after_hours_matches LIMIT 50)"
-        " RETURNING user_id_2"
+        "UPDATE after_hours_matches SET declined_by = user_id_1"
+        " WHERE id IN (SELECT id FROM after_hours_matches LIMIT 50) RETURNING user_id_2"
     )
     _ask("UPDATE after_hours_search SET look_at = NULL RETURNING 1")
     return [member for (member,) in (*left, *freed)]
@@ -222,23 +231,21 @@ def _ask(statement: str, **parameters: Any) -> list[Any]:
 
 def _table(rows: Sequence[Sequence[str]], optimum: Sequence[float], starts: float) -> str:
     shares = ", ".join(f"{share:.1%}" for share in optimum) or "not measured: rustworkx is not installed"
-    return "\n".join(
-        [
-            "# Matching, measured",
-            "",
-            "By `python -m benchmarks.matching --write`, one run; medians. The city of discovery.md; everybody is due at",
-            "once. The Node service's query is that of one member; it asks one member after the other.",
-            "",
-            "| unmatched in a city | a round, committed, s | and published, s | matched | an arrival, p50, ms | p95, ms |"
-            " the Node service's query, ms | for all, s |",
-            "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-            *(f"| {' | '.join(row)} |" for row in rows),
-            "",
-            f"- Pairs made, of those of the exact optimum, in three worlds of 1,000: {shares}. Goal 85 %.",
-            f"- CPU of a start with matching on, to one with matching off: {starts:.2f}. Goal 1.15.",
-            "- Goals of an arrival into 100,000: p50 25 ms, p95 50 ms.",
-            "",
-        ]
+    return (
+        f"""# Matching, measured
+
+By `python -m benchmarks.matching --write`, one run; medians. The city of discovery.md; everybody is due at once. The
+Node service's query is that of one member; it asks for one member after the other.
+
+| unmatched in a city | {" | ".join(COLUMNS)} |
+| ---: {"| ---: " * len(COLUMNS)}|
+"""
+        + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        + f"""
+- Pairs made, of those of the exact optimum, in three worlds of 1,000: {shares}. Goal 85 %.
+- CPU of a start with matching on, to one with matching off: {starts:.2f}. Goal 1.15.
+- Goals of an arrival into 100,000: p50 25 ms, p95 50 ms.
+"""
     )
 
 

@@ -347,6 +347,10 @@ CREATE FUNCTION after_hours_low(of cube, axis integer) RETURNS double precision
 CREATE FUNCTION after_hours_match_made() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_seqscan TO 'off'
     AS $$
     BEGIN
         -- Two inserts for one member wait for each other here, and the second sees the match of the first.

@@ -50,7 +50,7 @@ def propose(searchers: Sequence[Searcher], minute_seconds: int) -> list[tuple[st
     """Return pairs of members who fit each other, nobody twice. minute_seconds: length of a minute."""
     free, pairs = list(searchers), list[tuple[str, str]]()
     for _ in range(PASSES):
-        found = greedy(_edges(free, minute_seconds))
+        found = greedy((price, *pair) for pair, price in _edges(free, minute_seconds).items())
         pairs += found
         if len(found) * WORTH_A_PASS < len(free):
             break
@@ -59,9 +59,9 @@ def propose(searchers: Sequence[Searcher], minute_seconds: int) -> list[tuple[st
     return pairs
 
 
-def _edges(searchers: Sequence[Searcher], minute_seconds: int) -> set[tuple[float, str, str]]:
+def _edges(searchers: Sequence[Searcher], minute_seconds: int) -> dict[tuple[str, str], float]:
     """Return who fits whom, among neighbours on the curves, and what the pair costs."""
-    edges: set[tuple[float, str, str]] = set()
+    edges: dict[tuple[str, str], float] = {}
     for shift in _SHIFTS:
         kinds: dict[tuple[float, float, float], list[tuple[int, Searcher]]] = defaultdict(list)
         for each in searchers:
@@ -80,7 +80,7 @@ def _look_around(
     asking: Sequence[tuple[int, Searcher]],
     asked: Sequence[tuple[int, Searcher]],
     minute_seconds: int,
-    edges: set[tuple[float, str, str]],
+    edges: dict[tuple[str, str], float],
 ) -> None:
     """Add the edges between two kinds; for each who asks at most ENOUGH, within WINDOW on either side."""
     places = [place for place, _ in asked]
@@ -103,7 +103,8 @@ def _look_around(
                 metres = ((x - ox) ** 2 + (y - oy) ** 2 + (z - oz) ** 2) ** 0.5
                 if metres <= reach and metres <= other_reach and user_id != other_id:
                     pair = (user_id, other_id) if user_id < other_id else (other_id, user_id)
-                    edges.add((cost(metres, waited + other_waited, minute_seconds), *pair))
+                    if pair not in edges:
+                        edges[pair] = cost(metres, waited + other_waited, minute_seconds)
                     found += 1
 
 

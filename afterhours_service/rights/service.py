@@ -11,7 +11,7 @@ from afterhours_service.profiles import photo
 from afterhours_service.rights import queries, schemas
 from afterhours_service.rights.queries import Consent
 from afterhours_service.sessions import service as sessions
-from afterhours_service.stores.connection import transaction
+from afterhours_service.stores.connection import retried, transaction
 from afterhours_service.stores.host import lock_erasure
 from afterhours_service.stores.redis import only_logged
 from afterhours_service.telemetry.log import get_logger
@@ -28,6 +28,7 @@ def get_consent(member_id: str) -> Consent:
     return consent
 
 
+@retried
 def set_consent(member_id: str, granted: bool) -> Consent:
     """Grant or withdraw consent; a withdrawal ends the member's session in the same transaction.
 
@@ -61,6 +62,7 @@ def export(member_id: str) -> Iterator[str]:
     return schemas.write_export(member_id, parts)
 
 
+@retried
 def erase(member_id: str, reason: str = "user") -> None:
     """Erase everything that is held on the member, photos too; their session ends. The host's rows stay.
 

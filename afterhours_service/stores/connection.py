@@ -1,8 +1,9 @@
 """The connection of the request or job. Outside `transaction`, each statement is a transaction of its own."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import psycopg2
 from flask.globals import app_ctx
@@ -12,11 +13,16 @@ from psycopg2.errors import (
     InFailedSqlTransaction,
     InvalidSqlStatementName,
 )
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TransactionRollbackError
 from sqlalchemy import PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
 from afterhours_service.stores.database import READ_ONLY, db, is_lost
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TRIES = 3
 
 # The server and this process disagree about a prepared statement: its name is taken, or unknown, or a column that it
 # returns has changed its type. A new connection has none.
@@ -46,6 +52,25 @@ def transaction() -> Iterator[None]:
         del here.begin
         if "connection" in here:
             _close_transaction(_driver())
+
+
+def retried(use_case: Callable[P, R]) -> Callable[P, R]:
+    """Repeat a use case whose transaction was rolled back for a deadlock: the host locks in an order of its own.
+
+    Raises what the last of TRIES raises.
+    """
+
+    @functools.wraps(use_case)
+    def attempt(*args: P.args, **kwargs: P.kwargs) -> R:
+        for _ in range(TRIES - 1):
+            try:
+                return use_case(*args, **kwargs)
+            except DBAPIError as error:
+                if not isinstance(error.orig, TransactionRollbackError):
+                    raise
+        return use_case(*args, **kwargs)
+
+    return attempt
 
 
 def in_transaction() -> bool:

@@ -27,7 +27,7 @@ from afterhours_service.config import Settings
 PAGE = 1000
 """The maximum number of objects in one page of a listing."""
 
-_PUT_ATTEMPTS = 20
+_PUT_ATTEMPTS = 100  # each is over in microseconds, and so is the removal that it met
 """Attempts to store a file, as another process may remove the empty folder just before."""
 
 

@@ -83,7 +83,9 @@ BOUNDS = """
 # The triggers' clock is that of the statement. The length of a minute is a setting of the service's connections.
 FUNCTIONS = """
     CREATE OR REPLACE FUNCTION after_hours_match_made() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    -- One index lookup for each member, whatever the planner thinks of `added`, and the statement has set.
+    SET enable_nestloop = on SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off AS $$
     BEGIN
         -- Two inserts for one member wait for each other here, and the second sees the match of the first.
         PERFORM FROM {users} WHERE id IN (

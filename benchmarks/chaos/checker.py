@@ -26,6 +26,8 @@ NOT_RECOVERED = "not recovered"
 EVENT_MISSING = "expiry event missing"
 EVENT_DOUBLED = "expiry event doubled"
 EVENT_FALSE = "expiry event false"
+MATCHED_TWICE = "in two live matches"
+OUTLIVES = "match outlives a session"
 BAD_ANSWER = "wrong answer, 500 or hang"
 
 RECOVERY_SECONDS = 60.0
@@ -161,6 +163,10 @@ class _Checker:
             self._check_overlaps(ops, rows)
         self._check_events()
         self._check_timers()
+        for look in self.lines["probe"]:
+            for kind, found in ((MATCHED_TWICE, look.get("twice")), (OUTLIVES, look.get("outliving"))):
+                if found:
+                    self._violation(kind, look["at"], found)
         return self.report
 
     def _turn(self, moment: float) -> Turn:

@@ -89,6 +89,19 @@ class Subscriber(Observer):
             self.heard.add(event["payload"]["sessionId"])
 
 
+# Of one moment: a member's live matches, and their active sessions.
+_MATCHES = """
+    WITH matched AS (
+        SELECT member, count(*) AS matches, bool_or(NOT EXISTS (
+            SELECT FROM after_hours_sessions AS s
+            WHERE s.user_id = member AND ended_at IS NULL AND s.expires_at > statement_timestamp())) AS is_over
+        FROM after_hours_matches AS m CROSS JOIN LATERAL (VALUES (user_id_1), (user_id_2)) AS v (member)
+        WHERE declined_by IS NULL AND expires_at > statement_timestamp() GROUP BY member
+    )
+    SELECT count(*) FILTER (WHERE matches > 1), count(*) FILTER (WHERE is_over) FROM matched
+"""
+
+
 class Look(NamedTuple):
     """What the probe saw."""
 
@@ -96,6 +109,8 @@ class Look(NamedTuple):
     missing: list[int]  # whole seconds that lack a timer
     overdue: int  # sessions that ran out, and that nobody ended
     unpublished: int  # expired sessions whose event was not heard
+    twice: int  # members in two live matches
+    outliving: int  # live matches of which a member's session is over
 
 
 class Probe(Observer):
@@ -113,7 +128,10 @@ class Probe(Observer):
             except (psycopg2.Error, RedisError):
                 self.last = None
             else:
-                self._history.write("probe", at=self.last.at, missing=self.last.missing)
+                seen = self.last
+                self._history.write(
+                    "probe", at=seen.at, missing=seen.missing, twice=seen.twice, outliving=seen.outliving
+                )
 
     def look(self) -> Look:
         """Look once. Raises psycopg2.Error or RedisError."""
@@ -125,9 +143,11 @@ class Probe(Observer):
             unpublished = {session for (session,) in cursor} - self._subscriber.heard
             cursor.execute(_EXPIRIES)
             expiries = cursor.fetchall()
+            cursor.execute(_MATCHES)
+            [(twice, outliving)] = cursor.fetchall()
         needed = {second for second, _ in expiries}
         needed |= {second - WARNING_SECONDS for second, now in expiries if second - WARNING_SECONDS > now + 1}
-        return Look(at, sorted(needed - self._armed()), overdue, len(unpublished))
+        return Look(at, sorted(needed - self._armed()), overdue, len(unpublished), twice, outliving)
 
     def _armed(self) -> set[int]:
         """Return the seconds that have a timer, and a job for it."""

@@ -97,6 +97,8 @@ BROKEN: list[tuple[str, list[dict[str, Any]]]] = [
     (checker.UNASKED, [START, EXTEND, row(0.5, 46, 46), told(46.1)]),
     (checker.WRONG_END, [START, row(0.5, 16, 17)]),
     (checker.WRONG_END, [START, row(0.5, 16, None)]),
+    (checker.MATCHED_TWICE, [{"kind": "probe", "at": T + 1, "missing": [], "twice": 2, "outliving": 0}]),
+    (checker.OUTLIVES, [{"kind": "probe", "at": T + 1, "missing": [], "twice": 0, "outliving": 1}]),
     (checker.TIMER_MISSING, [{"kind": "probe", "at": T + at, "missing": [int(T) + 16]} for at in (1.0, 2.0, 3.0)]),
     (checker.NOT_RECOVERED, [{"kind": "recovered", "at": T + 60, "fault": "calm", "seconds": None}]),
     (checker.EVENT_MISSING, [START, ROW]),

@@ -26,7 +26,7 @@ NODE = """
 """
 TWICE = """
     SELECT member, count(*) FROM after_hours_matches CROSS JOIN LATERAL (VALUES (user_id_1), (user_id_2)) AS v (member)
-    WHERE declined_by IS NULL AND expires_at > now() GROUP BY member HAVING count(*) > 1
+    WHERE declined_by IS NULL AND expires_at > statement_timestamp() GROUP BY member HAVING count(*) > 1
 """
 
 
