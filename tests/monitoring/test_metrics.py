@@ -22,6 +22,7 @@ from afterhours_service.matching import rounds
 from afterhours_service.monitoring.status import current_status
 from afterhours_service.sessions import jobs
 from afterhours_service.stores.connection import cursor, release_connection
+from afterhours_service.stores.redis import is_redis_away
 from afterhours_service.telemetry import metrics
 from tests.client import API, SESSION, end, extend, start
 from tests.factories import PLACE, SECRET, Factory, bearer
@@ -127,6 +128,42 @@ def test_a_matchs_life_is_counted(client: FlaskClient, factory: Factory) -> None
         value(after, "periodic_rows_total", job="round", step="claimed"),
         value(after, "periodic_rows_total", job="round", step="matched"),
     ) == (3, 2)
+
+
+def test_an_end_that_redis_did_not_take_is_counted_once(
+    make_app: Callable[..., Flask], own_valkey: OwnValkey, factory: Factory
+) -> None:
+    """It is due again and again until it is published."""
+    app = make_app(metrics_token=SECRET, redis_url=own_valkey.url)
+    client = app.test_client()
+    matches = []
+    for _ in range(2):
+        pair = [factory.member() for _ in range(2)]
+        for member in pair:
+            start(client, member)
+        matches.append((factory.match(factory.sessions(pair[0])[0].id, *pair), pair[0]))
+    before = scrape(client)
+    own_valkey.stop()
+    [(declined, decliner), (over, _)] = matches
+    assert client.post(f"{API}/match/decline", json={"matchId": declined}, headers=bearer(decliner)).status_code == 200
+    factory.execute("UPDATE after_hours_matches SET expires_at = now() WHERE id = %s", over)
+
+    def finish() -> None:
+        factory.execute("UPDATE after_hours_matches SET due_at = now() WHERE due_at IS NOT NULL")
+        with app.app_context():
+            assert rounds.finish_due() == 2
+
+    for _ in range(3):
+        finish()
+    own_valkey.start()
+    with app.app_context():
+        eventually(lambda: not is_redis_away())
+    finish()
+    after = scrape(client)
+    for reason in ("declined", "timeout"):
+        name = "matches_ended_total"
+        assert value(after, name, reason=reason) == value(before, name, reason=reason) + 1
+    assert not factory.execute("SELECT FROM after_hours_matches WHERE due_at IS NOT NULL")
 
 
 def test_requests_are_counted_by_route_status_and_code(client: FlaskClient, factory: Factory) -> None:
