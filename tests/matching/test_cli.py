@@ -42,9 +42,19 @@ def live(client: FlaskClient, factory: Factory, *, alone: bool = False) -> str:
 def test_where_nobody_is_live_there_is_nothing_to_tell(run: Run) -> None:
     assert shown(run) == {
         "enabled": True,
-        **{"searching": 0, "waiting": 0, "median_seconds": 0, "longest_seconds": 0, "matches": 0, "due": 0, "late": 0},
-        **{"matched_share": None, "last_round": None, "last_round_claimed": None, "last_round_matched": None},
-        **{"last_round_seconds": None, "last_look": None},
+        "searching": 0,
+        "waiting": 0,
+        "median_seconds": 0,
+        "longest_seconds": 0,
+        "matches": 0,
+        "due": 0,
+        "late": 0,
+        "matched_share": None,
+        "last_round": None,
+        "last_round_claimed": None,
+        "last_round_matched": None,
+        "last_round_seconds": None,
+        "last_look": None,
     }
     assert re.search(r"^last round +-$", run("status").output, re.MULTILINE)
 
