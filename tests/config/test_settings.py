@@ -132,6 +132,7 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
         "30 3 * * 1",
         "DEBUG",
     )
+    assert not settings.matching_enabled
 
 
 def test_nothing_set_names_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
