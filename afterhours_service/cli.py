@@ -32,7 +32,7 @@ def status(as_json: bool) -> None:
         for job, run in now.runs.items()
         if run.finished_at is not None
     }
-    census = now.sessions
+    census, search = now.sessions, now.search
     console.write_facts(
         {
             **now.health._asdict(),
@@ -42,7 +42,7 @@ def status(as_json: bool) -> None:
             **{f"waiting in {queue}": jobs for queue, jobs in now.queues.items()},
             "timers armed": now.timers,
             "active sessions": census and census.active,
-            "members waiting for a match": now.search and f"{now.search.waiting} of {now.search.searching}",
+            "waiting for a match": search and f"{search.waiting} of {search.searching} live members",
             "overdue sessions": census and f"{census.overdue} (oldest: {census.overdue_seconds:.0f} s)",
             "last reconciliation": finished.get("reconcile"),
             "last look of matching": finished.get("matching"),

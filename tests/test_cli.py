@@ -261,6 +261,8 @@ COMMANDS = [
     ("members", "erase", "m", "--yes"),
     ("cleanup", "--yes"),
     ("cleanup", "--dry-run"),
+    ("matching", "status"),
+    ("matching", "look"),
     ("reconcile",),
     ("timers",),
 ]

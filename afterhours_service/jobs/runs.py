@@ -1,5 +1,6 @@
 """The record of periodic jobs' runs, kept in Redis for metrics and operators, whichever process ran them."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +19,15 @@ class Run:
     """A periodic job's record since Redis was last emptied.
 
     finished_at: when a run last finished, in seconds since the epoch. seconds: how long all runs took together.
+    last_seconds, last_rows: of the last run alone, or of its last slice.
     """
 
     finished_at: float | None = None
     finished: int = 0
     seconds: float = 0.0
     rows: dict[str, int] = field(default_factory=dict)
+    last_seconds: float | None = None
+    last_rows: dict[str, int] = field(default_factory=dict)
 
 
 @contextmanager
@@ -36,8 +40,10 @@ def recorded(job: str) -> Iterator[dict[str, int | bool]]:
     counts: dict[str, int | bool] = {}
     yield counts
     done = counts.pop("done", True)
+    seconds = time.monotonic() - begin
     with after_commit() as pipeline:
-        pipeline.hincrbyfloat(KEY, f"{job} seconds", time.monotonic() - begin)
+        pipeline.hincrbyfloat(KEY, f"{job} seconds", seconds)
+        pipeline.hset(KEY, f"{job} last", json.dumps({"seconds": seconds, "rows": counts}))
         for what, rows in counts.items():
             pipeline.hincrby(KEY, f"{job} rows {what}", int(rows))
         if done:
@@ -60,4 +66,7 @@ def recorded_runs(redis: Redis) -> dict[str, Run]:
             run.finished = int(value)
         elif what == "finished_at":
             run.finished_at = float(value)
+        elif what == "last":
+            last = json.loads(value)
+            run.last_seconds, run.last_rows = last["seconds"], last["rows"]
     return runs

@@ -21,18 +21,20 @@ def matching() -> None:
 @matching.command("status")
 @console.as_json
 def status(as_json: bool) -> None:
-    """Show who waits, for how long, and the last round."""
+    """Show who waits and for how long, what is late, and the last round."""
     census, runs = queries.census(), recorded_runs(current_redis())
     last = runs.get("round", Run())
     matched = census.searching - census.waiting
     found: dict[str, Any] = {
         "enabled": current_settings().matching_enabled,
         **census._asdict(),
+        "median_seconds": round(census.median_seconds, 1),
+        "longest_seconds": round(census.longest_seconds, 1),
         "matched_share": round(matched / census.searching, 3) if census.searching else None,
         "last_round": _moment(last),
-        "rounds": last.finished,
-        "mean_round_seconds": round(last.seconds / last.finished, 3) if last.finished else None,
-        "members_matched": last.rows.get("matched", 0),
+        "last_round_claimed": last.last_rows.get("claimed"),
+        "last_round_matched": last.last_rows.get("matched"),
+        "last_round_seconds": None if last.last_seconds is None else round(last.last_seconds, 3),
         "last_look": _moment(runs.get("matching", Run())),
     }
     if as_json:
@@ -42,12 +44,15 @@ def status(as_json: bool) -> None:
 
 
 @matching.command("look")
-def look() -> None:
+@console.as_json
+def look(as_json: bool) -> None:
     """Find what no timer tells of, and do what is due; safe at any time."""
+    if not current_settings().matching_enabled:
+        raise click.ClickException("matching is switched off (MATCHING_ENABLED)")
     counts = rounds.look()
     while rounds.do_what_is_due():
         pass
-    console.write_facts(counts)
+    (console.write_json if as_json else console.write_facts)(counts)
 
 
 def _moment(run: Run) -> datetime | None:

@@ -151,8 +151,8 @@ class Waiting(NamedTuple):
 class Census(NamedTuple):
     """How the search goes. searching: live members with a search; waiting: those of them without a match.
 
-    median_seconds, longest_seconds: how long they have waited, 0 if nobody waits. matches: live ones. late: matches and
-    members that a worker should have looked at half a minute ago.
+    median_seconds, longest_seconds: how long they have waited, 0 if nobody waits. matches: live ones. due: matches and
+    members that a worker has to look at now. late: those of them that have been due for half a minute.
     """
 
     searching: int
@@ -160,6 +160,7 @@ class Census(NamedTuple):
     median_seconds: float
     longest_seconds: float
     matches: int
+    due: int
     late: int
 
 
@@ -587,6 +588,14 @@ def _end_forbidden() -> Any:
 
 _waits = Search.match_id.is_(None)
 _LATE = STATEMENT_NOW - literal_column("interval '30 seconds'")
+
+
+def _count_due(by: ColumnElement[datetime]) -> ColumnElement[int]:
+    """Return how many matches and, of the selected members, searches have been due since `by` or longer."""
+    matches = select(func.count()).where(Match.due_at <= by).scalar_subquery()
+    return func.count().filter(Search.look_at <= by) + matches
+
+
 _CENSUS = Statement(
     select(
         func.count().label("searching"),
@@ -600,10 +609,8 @@ _CENSUS = Statement(
         .where(Match.due_at.is_not(None), Match.live(STATEMENT_NOW))
         .scalar_subquery()
         .label("matches"),
-        (
-            func.count().filter(Search.look_at < _LATE)
-            + select(func.count()).where(Match.due_at < _LATE).scalar_subquery()
-        ).label("late"),
+        _count_due(STATEMENT_NOW).label("due"),
+        _count_due(_LATE).label("late"),
     ).where(exists(_Session.id).where(_Session.id == Search.session_id, _Session.active(STATEMENT_NOW))),
     Census,
 )

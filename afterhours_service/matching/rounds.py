@@ -64,15 +64,13 @@ def finish_due() -> int:
     """End matches whose time is over, and publish what is not published yet; return how many were looked at."""
     due = queries.claim_due(MATCH_BATCH, rules.PUBLISH_LEASE)
     if due:
-        for match in due:
-            if match.ended_at:
-                metrics.MATCHES_ENDED.labels(match.end_reason).inc()
         unannounced = [match.id for match in due if not match.ended_at and not match.is_announced]
         publish(
             [match.id for match in due],
             due[0].leased_until,
             [*_announcements(unannounced), *itertools.chain.from_iterable(map(end_events, due))],
             [match.next_due for match in due if not match.ended_at],
+            [match.end_reason for match in due if match.end_reason],
         )
     return len(due)
 
@@ -162,13 +160,24 @@ def end_event(match_id: UUID, member_id: str, session_id: UUID | None, at: datet
 
 
 @only_logged("matches were not published")
-def publish(ids: Collection[UUID], leased_until: datetime, told: Iterable[Event], moments: Iterable[datetime]) -> None:
-    """Publish events of matches, arm the timers of when to look at them next, and end their lease."""
+def publish(
+    ids: Collection[UUID],
+    leased_until: datetime,
+    told: Iterable[Event],
+    moments: Iterable[datetime],
+    end_reasons: Iterable[str] = (),
+) -> None:
+    """Publish events of matches, arm the timers of when to look at them next, and end their lease.
+
+    end_reasons: of those that are over; they are counted here, as an end that is not published is due again.
+    """
     pipeline = current_redis().pipeline(transaction=False)
     events.publish(pipeline, *told)
     search.arm(pipeline, *moments)
     if send(pipeline):
         queries.mark_published(ids, leased_until)
+        for reason in end_reasons:
+            metrics.MATCHES_ENDED.labels(reason).inc()
 
 
 def _judge(pairs: Sequence[tuple[str, str]]) -> set[str]:

@@ -15,7 +15,6 @@ from afterhours_service.sessions.rules import length
 from afterhours_service.stores.connection import transaction
 from afterhours_service.stores.host import lock_pair
 from afterhours_service.stores.redis import after_commit
-from afterhours_service.telemetry import metrics
 from afterhours_service.web import errors
 
 
@@ -79,7 +78,6 @@ def decline(member_id: str, match_id: UUID) -> None:
             discovery.decline(session_id, member_id, other_id)
         else:
             leased_until = queries.end_unanswered(match_id, rules.PUBLISH_LEASE)
-    metrics.MATCHES_ENDED.labels("declined" if is_decline else "unanswered").inc()
     ended_at = leased_until - rules.PUBLISH_LEASE
     told = [rounds.end_event(match_id, other_id, held.other_session_id, ended_at)]
     searches = [ended_at]
@@ -87,7 +85,7 @@ def decline(member_id: str, match_id: UUID) -> None:
         searches.append(ended_at + length(rules.COOLDOWN_MINUTES, current_settings().minute_seconds))
     else:  # neither of the two has ended it
         told.append(rounds.end_event(match_id, member_id, session_id, ended_at))
-    rounds.publish([match_id], leased_until, told, searches)
+    rounds.publish([match_id], leased_until, told, searches, ["declined" if is_decline else "unanswered"])
 
 
 def _session_id(member_id: str) -> UUID:

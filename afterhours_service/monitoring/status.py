@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 from rq import Worker
 from sqlalchemy.exc import SQLAlchemyError
 
+from afterhours_service.config import current_settings
 from afterhours_service.jobs.jobs import QUEUES
 from afterhours_service.jobs.runs import Run, recorded_runs
 from afterhours_service.jobs.scheduler import active_scheduler
@@ -22,7 +23,10 @@ from afterhours_service.stores.redis import current_redis, is_redis_away
 
 @dataclass
 class Status:
-    """What is known of the service now; None and empty where the database or Redis is unavailable."""
+    """What is known of the service now; None and empty where the database or Redis is unavailable.
+
+    search: None as well while matching is switched off.
+    """
 
     health: Health
     sessions: Census | None = None
@@ -45,7 +49,8 @@ def current_status() -> Status:
     status = Status(health.check())
     with suppress(SQLAlchemyError):
         status.sessions = sessions.census()
-        status.search = matching.census()
+        if current_settings().matching_enabled:
+            status.search = matching.census()
     if is_redis_away() or status.health.redis != "ok":
         return status
     redis = current_redis()

@@ -34,9 +34,9 @@ NAMES = [
     "JWT_AUDIENCE",
     "APP_ENV",
     "AFTER_HOURS_MINUTE_SECONDS",
+    "MATCHING_ENABLED",
     "AFTER_HOURS_RETENTION_DAYS",
     "AFTER_HOURS_CLEANUP_CRON",
-    "MATCHING_ENABLED",
     "LOG_LEVEL",
     "LOCATION_SECRET",
     "RATELIMIT_ENABLED",
@@ -116,6 +116,7 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
         JWT_ISSUER="host",
         JWT_AUDIENCE="after-hours",
         AFTER_HOURS_MINUTE_SECONDS="1",
+        MATCHING_ENABLED="false",
         AFTER_HOURS_RETENTION_DAYS="30",
         AFTER_HOURS_CLEANUP_CRON="30 3 * * 1",
         LOG_LEVEL="debug",
@@ -131,6 +132,7 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
         "30 3 * * 1",
         "DEBUG",
     )
+    assert not settings.matching_enabled
 
 
 def test_nothing_set_names_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

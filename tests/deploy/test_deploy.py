@@ -25,7 +25,7 @@ from sqlalchemy import make_url
 from afterhours_service import create_app
 from afterhours_service.config import current_settings
 from afterhours_service.jobs.events import CHANNEL
-from afterhours_service.jobs.jobs import QUEUES
+from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE, QUEUES
 from afterhours_service.jobs.scheduler import Scheduler
 from afterhours_service.jobs.timers import SCHEDULED
 from afterhours_service.jobs.worker import Worker
@@ -37,7 +37,10 @@ from tests.outages import OwnValkey
 from tests.processes import DOCKERFILE, PROCFILE, image_files
 from tests.stopwatch import eventually
 
-UNITS = ("after-hours-api@8001", "after-hours-worker@1", "after-hours-timers@1", "after-hours-scheduler@1")
+UNITS = [
+    *("after-hours-api@8001", "after-hours-scheduler@1"),
+    *("after-hours-worker@1", "after-hours-timers@1", "after-hours-matching@1"),
+]
 
 
 def run(*command: str, cwd: Path = ROOT, **environ: str) -> str:
@@ -70,6 +73,17 @@ def test_every_process_of_the_procfile_is_deployed() -> None:
         assert command in compose
 
 
+def test_every_queue_but_that_of_maintenance_has_a_worker_of_its_own() -> None:
+    units = [path.read_text() for path in (ROOT / "deploy/systemd").glob("*.service")]
+    for queue in set(QUEUES) - {MAINTENANCE_QUEUE}:
+        assert ["after-hours-worker", queue] in [service.get("command") for service in COMPOSE["services"].values()]
+        assert any(f"bin/after-hours-worker {queue}\n" in unit for unit in units)
+
+
+def test_a_plain_worker_of_rq_is_told_every_queue() -> None:
+    assert f"rq worker --url $REDIS_URL {' '.join(QUEUES)}`" in (ROOT / "docs/cli.md").read_text()
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
 def test_systemd_understands_the_units(tmp_path: Path) -> None:
     folder = tmp_path / "etc/systemd/system"
@@ -98,7 +112,7 @@ def test_no_process_of_ours_is_the_superuser_or_reaches_redis_without_a_password
     services = COMPOSE["services"]
     assert "POSTGRES_USER" not in services["postgres"]["environment"]  # so the superuser is `postgres`
     processes = {name: part for name, part in services.items() if part["image"] == "after-hours"}
-    assert len(processes) == 7
+    assert len(processes) == 8
     for name, process in processes.items():
         environ = process["environment"]
         owner = "postgresql://after_hours_owner:${OWNER_PASSWORD:?set it in .env}@"
@@ -281,7 +295,7 @@ def test_the_service_may_do_all_it_needs_and_not_what_is_an_administrators(
         Worker(QUEUES, connection=ours).work(burst=True)
         scheduler.release_lease()
     assert factory.sessions(member)[-1].ended_at
-    for words in (("status",), ("timers",), ("reconcile",), ("cleanup", "--yes"), ("check",)):
+    for words in (("status",), ("timers",), ("matching", "look"), ("reconcile",), ("cleanup", "--yes"), ("check",)):
         result = app.test_cli_runner().invoke(args=["after-hours", *words])
         assert result.exit_code == 0, result.output
 

@@ -18,9 +18,11 @@ from afterhours_service.cleanup import jobs as cleanup
 from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE, QUEUES
 from afterhours_service.jobs.scheduler import LEASE
 from afterhours_service.jobs.worker import Worker
+from afterhours_service.matching import rounds
 from afterhours_service.monitoring.status import current_status
 from afterhours_service.sessions import jobs
 from afterhours_service.stores.connection import cursor, release_connection
+from afterhours_service.stores.redis import is_redis_away
 from afterhours_service.telemetry import metrics
 from tests.client import API, SESSION, end, extend, start
 from tests.factories import PLACE, SECRET, Factory, bearer
@@ -89,6 +91,79 @@ def test_a_sessions_life_is_counted(client: FlaskClient, factory: Factory) -> No
     assert (grown("timers_total", action="armed"), grown("timers_total", action="released")) == (6, 4)
     assert grown("jobs_total", job="session_timer", outcome="done") == 1
     assert (value(after, "sessions_active"), value(after, "sessions_overdue")) == (0, 0)
+
+
+def test_a_matchs_life_is_counted(client: FlaskClient, factory: Factory) -> None:
+    before = scrape(client)
+    reasons = ("declined", "unanswered", "timeout", "left", "blocked", "barred", "erased")
+    for reason in reasons:  # so that the first end is an increase
+        assert ("after_hours_matches_ended_total", frozenset({("reason", reason)})) in before
+    for _ in range(3):
+        start(client, factory.member())
+    factory.execute("UPDATE after_hours_search SET look_at = now(), since = now() - interval '1 minute'")
+    now = scrape(client)
+    assert (value(now, "match_searching"), value(now, "match_waiting"), value(now, "matches_live")) == (3, 3, 0)
+    assert 60 <= value(now, "match_waiting_seconds_max") < 120
+    with client.application.app_context():
+        rounds.match_due()
+    now = scrape(client)
+    assert (value(now, "match_searching"), value(now, "match_waiting"), value(now, "matches_live")) == (3, 1, 1)
+    assert value(now, "match_late") == 0
+    factory.execute("UPDATE after_hours_matches SET due_at = now() - interval '1 minute', expires_at = now()")
+    assert (value(scrape(client), "match_late"), value(scrape(client), "matches_live")) == (1, 0)
+    with client.application.app_context():
+        rounds.finish_due()
+    after = scrape(client)
+
+    def grown(name: str, **labels: str) -> float:
+        return value(after, name, **labels) - value(before, name, **labels)
+
+    assert (grown("matches_made_total"), grown("match_round_duration_seconds_count")) == (1, 1)
+    assert {reason: grown("matches_ended_total", reason=reason) for reason in reasons} == {
+        **dict.fromkeys(reasons, 0),
+        "timeout": 1,
+    }
+    assert value(after, "match_late") == 0
+    assert (
+        value(after, "periodic_rows_total", job="round", step="claimed"),
+        value(after, "periodic_rows_total", job="round", step="matched"),
+    ) == (3, 2)
+
+
+def test_an_end_that_redis_did_not_take_is_counted_once(
+    make_app: Callable[..., Flask], own_valkey: OwnValkey, factory: Factory
+) -> None:
+    """It is due again and again until it is published."""
+    app = make_app(metrics_token=SECRET, redis_url=own_valkey.url)
+    client = app.test_client()
+    matches = []
+    for _ in range(2):
+        pair = [factory.member() for _ in range(2)]
+        for member in pair:
+            start(client, member)
+        matches.append((factory.match(factory.sessions(pair[0])[0].id, *pair), pair[0]))
+    before = scrape(client)
+    own_valkey.stop()
+    [(declined, decliner), (over, _)] = matches
+    assert client.post(f"{API}/match/decline", json={"matchId": declined}, headers=bearer(decliner)).status_code == 200
+    factory.execute("UPDATE after_hours_matches SET expires_at = now() WHERE id = %s", over)
+
+    def finish() -> None:
+        factory.execute("UPDATE after_hours_matches SET due_at = now() WHERE due_at IS NOT NULL")
+        with app.app_context():
+            assert rounds.finish_due() == 2
+
+    for _ in range(3):
+        finish()
+    own_valkey.start()
+    with app.app_context():
+        eventually(lambda: not is_redis_away())
+    finish()
+    after = scrape(client)
+    for reason in ("declined", "timeout"):
+        name = "matches_ended_total"
+        assert value(after, name, reason=reason) == value(before, name, reason=reason) + 1
+    assert not factory.execute("SELECT FROM after_hours_matches WHERE due_at IS NOT NULL")
 
 
 def test_requests_are_counted_by_route_status_and_code(client: FlaskClient, factory: Factory) -> None:
