@@ -352,26 +352,28 @@ CREATE FUNCTION after_hours_match_made() RETURNS trigger
     SET enable_mergejoin TO 'off'
     SET enable_seqscan TO 'off'
     AS $$
+    DECLARE
+        moment timestamptz := clock_timestamp();
     BEGIN
         -- Two inserts for one member wait for each other here, and the second sees the match of the first.
         PERFORM FROM public.users WHERE id IN (
-            SELECT unnest(ARRAY[user_id_1, user_id_2]) FROM added
-            WHERE declined_by IS NULL AND expires_at > statement_timestamp()
+            SELECT unnest(ARRAY[user_id_1, user_id_2]) FROM added WHERE declined_by IS NULL AND expires_at > moment
         ) ORDER BY id FOR NO KEY UPDATE;
+        moment := clock_timestamp();
         IF EXISTS (
             SELECT FROM added CROSS JOIN LATERAL (VALUES (user_id_1), (user_id_2)) AS member (id)
-            WHERE added.declined_by IS NULL AND added.expires_at > statement_timestamp() AND (
+            WHERE added.declined_by IS NULL AND added.expires_at > moment AND (
                 (SELECT true FROM public.after_hours_matches AS other WHERE other.user_id_1 = member.id AND other.id <> added.id
-                    AND other.expires_at > statement_timestamp() AND other.declined_by IS NULL LIMIT 1)
+                    AND other.expires_at > moment AND other.declined_by IS NULL LIMIT 1)
                 OR (SELECT true FROM public.after_hours_matches AS other WHERE other.user_id_2 = member.id AND other.id <> added.id
-                    AND other.expires_at > statement_timestamp() AND other.declined_by IS NULL LIMIT 1))
+                    AND other.expires_at > moment AND other.declined_by IS NULL LIMIT 1))
         ) THEN
             RAISE EXCEPTION 'a member of this match has a live match' USING ERRCODE = 'unique_violation';
         END IF;
         UPDATE public.after_hours_search AS search SET match_id = made.id, look_at = NULL, looked_at = NULL
             FROM (
                 SELECT id, unnest(ARRAY[user_id_1, user_id_2]) AS user_id FROM added
-                WHERE declined_by IS NULL AND expires_at > statement_timestamp()
+                WHERE declined_by IS NULL AND expires_at > moment
             ) AS made
             WHERE search.user_id = made.user_id;
         RETURN NULL;
@@ -382,32 +384,34 @@ CREATE FUNCTION after_hours_match_over() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     DECLARE
+        moment timestamptz := clock_timestamp();
         decliner text;
         half_minute interval := interval '0.5 seconds'
             * coalesce(nullif(current_setting('after_hours.minute_seconds', true), '')::integer, 60);
     BEGIN
         IF TG_OP = 'UPDATE' THEN
-            IF NEW.declined_by IS NULL AND NEW.expires_at > statement_timestamp() THEN
-                IF OLD.declined_by IS NOT NULL OR OLD.ended_at IS NOT NULL THEN
-                    RAISE EXCEPTION 'a match that is over stays over' USING ERRCODE = 'unique_violation';
+            IF OLD.ended_at IS NOT NULL THEN -- and stays over, also if the decline is forgotten
+                NEW.expires_at := least(NEW.expires_at, OLD.expires_at);
+                IF NEW.declined_by IS NULL THEN
+                    NEW.expires_at := least(NEW.expires_at, OLD.ended_at);
                 END IF;
                 RETURN NEW;
             END IF;
-            IF OLD.ended_at IS NOT NULL OR OLD.due_at IS NULL THEN
-                RETURN NEW; -- it was over before, or before there was this trigger
+            IF OLD.due_at IS NULL OR NEW.declined_by IS NULL AND NEW.expires_at > moment THEN
+                RETURN NEW; -- it was over before there was this trigger, or is not over yet
             END IF;
             decliner := NEW.declined_by;
-            NEW.ended_at := coalesce(NEW.ended_at, least(NEW.expires_at, statement_timestamp()));
+            NEW.ended_at := coalesce(NEW.ended_at, least(NEW.expires_at, moment));
             NEW.ended_by := coalesce(NEW.ended_by, decliner);
             NEW.end_reason := coalesce(NEW.end_reason, CASE WHEN decliner IS NULL THEN 'timeout' ELSE 'declined' END);
             IF NEW.due_at IS NOT DISTINCT FROM OLD.due_at THEN
-                NEW.due_at := statement_timestamp();
+                NEW.due_at := moment;
             END IF;
+            moment := NEW.ended_at;
         END IF;
-        UPDATE public.after_hours_search SET match_id = NULL, looked_at = NULL, told_at = NULL, since = statement_timestamp(),
+        UPDATE public.after_hours_search SET match_id = NULL, looked_at = NULL, told_at = NULL, since = moment,
             look_at = CASE WHEN user_id = decliner
-                THEN date_trunc('second', statement_timestamp() + half_minute + interval '999999 microseconds')
-                ELSE statement_timestamp() END
+                THEN date_trunc('second', moment + half_minute + interval '999999 microseconds') ELSE moment END
             WHERE user_id IN (OLD.user_id_1, OLD.user_id_2) AND match_id = OLD.id;
         RETURN coalesce(NEW, OLD);
     END $$;
@@ -436,6 +440,7 @@ CREATE FUNCTION after_hours_search_follow() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     DECLARE
+        moment timestamptz := clock_timestamp();
         taken uuid;
         minute interval := interval '1 second'
             * coalesce(nullif(current_setting('after_hours.minute_seconds', true), '')::integer, 60);
@@ -447,8 +452,8 @@ CREATE FUNCTION after_hours_search_follow() RETURNS trigger
         IF NEW.ended_at IS NOT NULL THEN
             -- First the match, as a decline does. A round that is matching the member is waited for by the deletion.
             FOR turn IN 1..2 LOOP
-                UPDATE public.after_hours_matches SET expires_at = statement_timestamp(), ended_by = NEW.user_id, end_reason = 'left'
-                    WHERE id = taken AND declined_by IS NULL AND expires_at > statement_timestamp();
+                UPDATE public.after_hours_matches SET expires_at = clock_timestamp(), ended_by = NEW.user_id, end_reason = 'left'
+                    WHERE id = taken AND ended_at IS NULL AND declined_by IS NULL AND expires_at > clock_timestamp();
                 DELETE FROM public.after_hours_search WHERE user_id = NEW.user_id AND session_id = NEW.id RETURNING match_id INTO taken;
             END LOOP;
         ELSIF taken IS NOT NULL THEN
@@ -457,14 +462,14 @@ CREATE FUNCTION after_hours_search_follow() RETURNS trigger
                     coalesce(lasts_until, created_at + 10 * minute), NEW.expires_at,
                     (SELECT s.expires_at FROM public.after_hours_sessions AS s WHERE s.ended_at IS NULL AND s.user_id =
                         CASE NEW.user_id WHEN user_id_1 THEN user_id_2 ELSE user_id_1 END))
-                WHERE id = taken AND declined_by IS NULL AND match.expires_at > statement_timestamp()
+                WHERE id = taken AND ended_at IS NULL AND declined_by IS NULL AND match.expires_at > clock_timestamp()
                     AND NEW.expires_at <> OLD.expires_at;
         ELSE
             UPDATE public.after_hours_search SET key = NEW.discovery_key, wish = NEW.discovery_wish,
-                looked_at = NULL, told_at = NULL, look_at = coalesce(look_at, statement_timestamp())
+                looked_at = NULL, told_at = NULL, look_at = coalesce(look_at, moment)
                 WHERE user_id = NEW.user_id AND (
                     (key::text, wish::text) IS DISTINCT FROM (NEW.discovery_key::text, NEW.discovery_wish::text)
-                    OR OLD.expires_at < statement_timestamp() + 2 * minute);
+                    OR OLD.expires_at < moment + 2 * minute);
         END IF;
         RETURN NULL;
     END $$;

@@ -660,7 +660,7 @@ _DECLINE: Statement[Any] = Statement(
             Match.due_at: STATEMENT_NOW + _LEASE,
         }
     )
-    .returning(Match.due_at)
+    .returning(Match.due_at, Match.ended_at)
 )
 _END_UNANSWERED: Statement[Any] = Statement(
     update(Match)
@@ -672,7 +672,7 @@ _END_UNANSWERED: Statement[Any] = Statement(
             Match.due_at: STATEMENT_NOW + _LEASE,
         }
     )
-    .returning(Match.due_at)
+    .returning(Match.due_at, Match.ended_at)
 )
 _CLAIM_UNTOLD = Statement(
     update(Search)
@@ -799,18 +799,19 @@ def accept(member_id: str, match_id: uuid.UUID) -> None:
     _ACCEPT.run(member_id=member_id, match_id=match_id)
 
 
-def decline(member_id: str, match_id: uuid.UUID, lease: timedelta) -> datetime:
-    """End the match that the member holds by their decline; return until when the caller has to publish it."""
-    leased_until: datetime
-    [(leased_until,)] = _DECLINE.all(member_id=member_id, match_id=match_id, lease=lease)
-    return leased_until
+def decline(member_id: str, match_id: uuid.UUID, lease: timedelta) -> tuple[datetime, datetime]:
+    """End the match that the member holds by their decline.
+
+    Return until when the caller has to publish it, and when it ended.
+    """
+    [(leased_until, ended_at)] = _DECLINE.all(member_id=member_id, match_id=match_id, lease=lease)
+    return leased_until, ended_at
 
 
-def end_unanswered(match_id: uuid.UUID, lease: timedelta) -> datetime:
+def end_unanswered(match_id: uuid.UUID, lease: timedelta) -> tuple[datetime, datetime]:
     """End a match that is held because nobody answered; return as `decline` does."""
-    leased_until: datetime
-    [(leased_until,)] = _END_UNANSWERED.all(match_id=match_id, lease=lease)
-    return leased_until
+    [(leased_until, ended_at)] = _END_UNANSWERED.all(match_id=match_id, lease=lease)
+    return leased_until, ended_at
 
 
 def claim_untold(batch: int) -> list[Waiting]:

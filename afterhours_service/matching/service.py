@@ -74,11 +74,10 @@ def decline(member_id: str, match_id: UUID) -> None:
             raise errors.MatchNotFound
         is_decline = rules.counts_as_decline(held.now, held.respond_by)
         if is_decline:
-            leased_until = queries.decline(member_id, match_id, rules.PUBLISH_LEASE)
+            leased_until, ended_at = queries.decline(member_id, match_id, rules.PUBLISH_LEASE)
             discovery.decline(session_id, member_id, other_id)
         else:
-            leased_until = queries.end_unanswered(match_id, rules.PUBLISH_LEASE)
-    ended_at = leased_until - rules.PUBLISH_LEASE
+            leased_until, ended_at = queries.end_unanswered(match_id, rules.PUBLISH_LEASE)
     told = [rounds.end_event(match_id, other_id, held.other_session_id, ended_at)]
     searches = [ended_at]
     if is_decline:

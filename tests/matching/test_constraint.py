@@ -95,10 +95,18 @@ def test_a_match_that_is_over_stays_over(client: FlaskClient, factory: Factory) 
     one, other = (live(client, factory, by_node=False) for _ in range(2))
     factory.execute(NODE, one, other)
     factory.execute("UPDATE after_hours_matches SET declined_by = %s", other)
-    with pytest.raises(UniqueViolation):
-        factory.execute("UPDATE after_hours_matches SET declined_by = NULL")
+    factory.execute("UPDATE after_hours_matches SET declined_by = NULL, expires_at = now() + interval '1 hour'")
     [match] = factory.execute("SELECT * FROM after_hours_matches")
-    assert (match.declined_by, match.ended_by, match.end_reason) == (other, other, "declined")
+    assert (match.ended_by, match.end_reason) == (other, "declined")
+    assert match.expires_at <= match.ended_at
+
+
+def test_a_member_who_declined_can_be_deleted(client: FlaskClient, factory: Factory) -> None:
+    one, other = (live(client, factory, by_node=False) for _ in range(2))
+    factory.execute(NODE, one, other)
+    factory.execute("UPDATE after_hours_matches SET declined_by = %s", other)
+    factory.execute("DELETE FROM users WHERE id = %s", other)
+    assert factory.count("after_hours_matches") == 0
 
 
 def test_matches_of_the_past_are_free(client: FlaskClient, factory: Factory) -> None:
