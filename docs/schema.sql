@@ -344,6 +344,15 @@ CREATE FUNCTION after_hours_low(of cube, axis integer) RETURNS double precision
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN cube_ll_coord(of, axis);
 
+CREATE FUNCTION after_hours_match_locks() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    BEGIN
+        PERFORM FROM public.users WHERE id IN (NEW.user_id_1, NEW.user_id_2) ORDER BY id FOR NO KEY UPDATE;
+        RETURN NEW;
+    END $$;
+
 CREATE FUNCTION after_hours_match_made() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -506,6 +515,8 @@ CREATE FUNCTION after_hours_wish(seeking text, min_age integer, max_age integer,
 -- Triggers
 
 CREATE TRIGGER after_hours_erase_location BEFORE INSERT OR UPDATE ON after_hours_sessions FOR EACH ROW WHEN (((new.ended_at IS NOT NULL) AND ((new.latitude IS NOT NULL) OR (new.longitude IS NOT NULL) OR (new.discovery_key IS NOT NULL) OR (new.discovery_wish IS NOT NULL)))) EXECUTE FUNCTION after_hours_erase_location();
+
+CREATE TRIGGER after_hours_match_locks BEFORE INSERT ON after_hours_matches FOR EACH ROW WHEN ((new.session_id_2 IS NULL)) EXECUTE FUNCTION after_hours_match_locks();
 
 CREATE TRIGGER after_hours_match_made AFTER INSERT ON after_hours_matches REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION after_hours_match_made();
 

@@ -40,7 +40,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import array, insert
 from sqlalchemy.orm import aliased
 
 from afterhours_service.discovery.queries import are_apart
@@ -216,10 +216,13 @@ def _have_met(
     other: SQLColumnExpression[str],
     *sessions: SQLColumnExpression[uuid.UUID],
 ) -> ColumnElement[bool]:
-    """Match two members who were matched in one of these sessions."""
-    pair = [one, other]
+    """Match two members who were matched in one of these sessions.
+
+    By the sessions' index alone: of two, the planner takes the wrong one while the table is empty, and keeps it.
+    """
+    pair, matched = (cast(array(each), ARRAY(Text)) for each in ([one, other], [Match.user_id_1, Match.user_id_2]))
     found = [
-        select(true()).where(column.in_(sessions), Match.user_id_1.in_(pair), Match.user_id_2.in_(pair)).limit(_ONE)
+        select(true()).where(column.in_(sessions), matched.op("<@")(pair)).limit(_ONE)
         for column in (Match.session_id, Match.session_id_2)
     ]
     return or_(*(each.scalar_subquery().is_not(None) for each in found))

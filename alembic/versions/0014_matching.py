@@ -1,7 +1,7 @@
 """Make the tables of matching: the matches, unless the host has that table, and the search of each live member.
 
-The host's table gets columns of ours, all nullable; its matches that are over are left alone. Four triggers, whoever
-writes: nobody gets into two live matches; a match that is over lets both search again; a session that its member ends
+The host's table gets columns of ours, all nullable; its matches that are over are left alone. Triggers, whoever writes:
+nobody gets into two live matches; a match that is over lets both search again; a session that its member ends
 takes its match along; a search follows its session. They run with the rights of the role that migrates, as the host's
 chat service may have none on our tables.
 """
@@ -83,6 +83,13 @@ BOUNDS = """
 # The clock is read after a lock was waited for: what ended meanwhile is over. The length of a minute is a setting of
 # the service's connections.
 FUNCTIONS = """
+    CREATE OR REPLACE FUNCTION after_hours_match_locks() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        PERFORM FROM {users} WHERE id IN (NEW.user_id_1, NEW.user_id_2) ORDER BY id FOR NO KEY UPDATE;
+        RETURN NEW;
+    END $$;
+
     CREATE OR REPLACE FUNCTION after_hours_match_made() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     -- One index lookup for each member, whatever the planner thinks of `added`, and the statement has set.
@@ -186,7 +193,11 @@ FUNCTIONS = """
         RETURN NULL;
     END $$;
 """
+# Whoever inserts a row locks its members first, as a round does: the other way round, the two would wait for each other
+# if they made the same match. A round's rows have a second session, and it has locked the members of all of them.
 TRIGGERS = """
+    CREATE OR REPLACE TRIGGER after_hours_match_locks BEFORE INSERT ON after_hours_matches
+        FOR EACH ROW WHEN (NEW.session_id_2 IS NULL) EXECUTE FUNCTION after_hours_match_locks();
     CREATE OR REPLACE TRIGGER after_hours_match_made AFTER INSERT ON after_hours_matches
         REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION after_hours_match_made();
     CREATE OR REPLACE TRIGGER after_hours_match_over
@@ -230,9 +241,11 @@ def downgrade() -> None:
         DROP TRIGGER after_hours_search_follow ON after_hours_sessions;
         DROP TRIGGER after_hours_match_over ON after_hours_matches;
         DROP TRIGGER after_hours_match_made ON after_hours_matches;
+        DROP TRIGGER after_hours_match_locks ON after_hours_matches;
         DROP FUNCTION after_hours_search_follow();
         DROP FUNCTION after_hours_match_over();
         DROP FUNCTION after_hours_match_made();
+        DROP FUNCTION after_hours_match_locks();
         DROP FUNCTION after_hours_high(cube, integer);
         DROP FUNCTION after_hours_low(cube, integer);
         DROP TABLE after_hours_search;

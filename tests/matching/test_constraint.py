@@ -73,6 +73,35 @@ def test_of_two_inserts_at_once_one_waits_and_is_refused(
     assert factory.count("after_hours_matches") == 1
 
 
+def test_who_inserts_the_match_that_a_round_is_making_waits_and_is_refused(
+    client: FlaskClient, factory: Factory, connect: Any
+) -> None:
+    one, other = sorted(live(client, factory, by_node=False) for _ in range(2))
+    sessions = {each: factory.sessions(each)[0].id for each in (one, other)}
+    making, second = connect(), connect()
+    making.cursor().execute("SELECT FROM users WHERE id IN (%s, %s) FOR NO KEY UPDATE", (one, other))
+    failed = []
+
+    def insert() -> None:
+        try:
+            second.cursor().execute(NODE, (one, other))
+        except psycopg2.Error as error:
+            failed.append(type(error))
+
+    thread = threading.Thread(target=insert)
+    thread.start()
+    eventually(lambda: factory.waiting() == 1)
+    making.cursor().execute(
+        "INSERT INTO after_hours_matches (session_id, session_id_2, user_id_1, user_id_2, expires_at)"
+        " VALUES (%s, %s, %s, %s, now() + interval '1 minute')",
+        (sessions[one], sessions[other], one, other),
+    )
+    making.commit()
+    thread.join()
+    assert failed == [UniqueViolation]
+    assert factory.count("after_hours_matches") == 1
+
+
 def test_nor_in_one_statement_nor_while_a_match_of_ours_is_live(
     client: FlaskClient, factory: Factory, work: Work
 ) -> None:
