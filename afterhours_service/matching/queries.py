@@ -172,6 +172,7 @@ _LEASE, _LEAD, _LENGTH, _ANSWER = (cast(bindparam(name), Interval) for name in (
 _MEMBERS = cast(bindparam("members"), ARRAY(Text))
 _IDS = cast(bindparam("ids"), ARRAY(Uuid))
 _MATCH: BindParameter[uuid.UUID] = bindparam("match_id")
+_PAIR = (Match.user_id_1, Match.user_id_2)
 _FIRST_LOOK = cast(bindparam("first_look"), Interval)
 
 # As for discovery: what is planned shall read the index in its order, and join as it is written.
@@ -228,6 +229,12 @@ def _have_met(
     return or_(*(each.scalar_subquery().is_not(None) for each in found))
 
 
+def _live_match(user_id: SQLColumnExpression[str]) -> ColumnElement[uuid.UUID | None]:
+    """Return the id of the member's live match, null if there is none."""
+    found = [select(Match.id).where(column == user_id, Match.live(STATEMENT_NOW)).limit(_ONE) for column in _PAIR]
+    return func.coalesce(*(each.scalar_subquery() for each in found))
+
+
 def _claim() -> Any:
     found = select(Search.user_id).where(Search.look_at <= STATEMENT_NOW).order_by(Search.look_at).limit(_BATCH)
     due = func.array(found.with_for_update(skip_locked=True, key_share=True).scalar_subquery())
@@ -253,10 +260,11 @@ def _claim() -> Any:
     )
 
 
-def _those(*conditions: ColumnElement[bool]) -> ColumnElement[Any]:
-    """Return the given members' ids whose rows are not locked by others."""
-    found = select(Search.user_id).where(Search.user_id == any_(_MEMBERS), *conditions).order_by(Search.user_id)
-    return func.array(found.with_for_update(skip_locked=True, key_share=True).scalar_subquery())
+def _unmatched() -> ColumnElement[Any]:
+    """Return the ids of those of the given members who have no match, and whose rows are not locked by others."""
+    found = select(Search.user_id).where(Search.user_id == any_(_MEMBERS), Search.match_id.is_(None))
+    locked = found.order_by(Search.user_id).with_for_update(skip_locked=True, key_share=True)
+    return func.array(locked.scalar_subquery())
 
 
 def _select_edges() -> Any:
@@ -530,11 +538,7 @@ def _accept() -> Any:
 
 def _select_missing() -> Any:
     """Return an insert of the searches that live members lack, such as those whom another service let go live."""
-    members = [Match.user_id_1 == _Session.user_id, Match.user_id_2 == _Session.user_id]
-    current = [
-        select(Match.id).where(member, Match.live(STATEMENT_NOW)).limit(_ONE).scalar_subquery() for member in members
-    ]
-    match_id = func.coalesce(*current)
+    match_id = _live_match(_Session.user_id)
     started_at = func.coalesce(_Session.started_at, STATEMENT_NOW)
     look_at = case((match_id.is_(None), func.greatest(STATEMENT_NOW, _rounded_up(started_at + _FIRST_LOOK))))
     row = {
@@ -619,12 +623,18 @@ _CENSUS = Statement(
 )
 _CLAIM = Statement(_claim(), Searcher, before=_PLAN_EACH_TIME)
 _ENTER_POOL: Statement[Any] = Statement(
-    update(Search).where(Search.user_id == any_(_those(Search.match_id.is_(None)))).values(looked_at=STATEMENT_NOW)
+    update(Search).where(Search.user_id == any_(_unmatched())).values(looked_at=STATEMENT_NOW)
 )
+# Whoever left the pool meanwhile stays due. As a condition that would be an invitation to read the whole pool's index.
 _LEAVE_TO_BE_FOUND: Statement[Any] = Statement(
     update(Search)
-    .where(Search.user_id == any_(_those(Search.match_id.is_(None), Search.looked_at.is_not(None))))
-    .values(look_at=null())
+    .where(Search.user_id == any_(_unmatched()))
+    .values(look_at=case((Search.looked_at.is_(None), Search.look_at)))
+)
+_NOTE_MATCHED: Statement[Any] = Statement(
+    update(Search)
+    .where(Search.user_id == any_(_unmatched()), _live_match(Search.user_id).is_not(None))
+    .values(match_id=_live_match(Search.user_id), look_at=null(), looked_at=null())
 )
 _EDGES = Statement(_select_edges(), Edge, before=_PLAN_AS_WRITTEN)
 _JUDGE = Statement(_judge(), Made, before=_PLAN_BY_HASH)
@@ -753,12 +763,18 @@ def judge(
     """Match those of the pairs that no rule forbids, and return the matches; a member is in at most one pair.
 
     length: how long a match lasts; answer: how long it waits for an answer; lead: what both sessions must have left;
-    lease: how long the caller has to publish the matches.
+    lease: how long the caller has to publish the matches. Raises IntegrityError if a member has a live match that their
+    search does not know.
     """
     ones, others = [one for one, _ in pairs], [other for _, other in pairs]
     return _JUDGE.all(
         ones=ones, others=others, members=ones + others, length=length, answer=answer, lead=lead, lease=lease
     )
+
+
+def note_matched(members: Sequence[str]) -> None:
+    """Let the members stop searching who have a live match that their search does not know."""
+    _NOTE_MATCHED.run(members=list(members))
 
 
 def claim_due(batch: int, lease: timedelta) -> list[Due]:

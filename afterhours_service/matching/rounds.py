@@ -12,6 +12,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from redis.exceptions import RedisError
+from sqlalchemy.exc import IntegrityError
 
 from afterhours_service.config import current_settings
 from afterhours_service.discovery import service as discovery
@@ -21,7 +22,7 @@ from afterhours_service.jobs.runs import recorded
 from afterhours_service.jobs.timers import armed_timers
 from afterhours_service.matching import curve, queries, rules
 from afterhours_service.matching.cards import card
-from afterhours_service.matching.queries import Due
+from afterhours_service.matching.queries import Due, Made
 from afterhours_service.matching.schemas import MatchedMemberSchema
 from afterhours_service.sessions import search
 from afterhours_service.sessions.rules import FIRST_LOOK_MINUTES, WARNING_MINUTES, length
@@ -182,17 +183,10 @@ def publish(
 
 def _judge(pairs: Sequence[tuple[str, str]]) -> set[str]:
     """Match the pairs that no rule forbids, tell them, and return the members who are matched now."""
-    minute_seconds = current_settings().minute_seconds
     matched: set[str] = set()
     for begin in range(0, len(pairs), MATCH_BATCH):
         chunk = pairs[begin : begin + MATCH_BATCH]
-        made = queries.judge(
-            chunk,
-            length(rules.LENGTH_MINUTES, minute_seconds),
-            length(rules.ANSWER_MINUTES, minute_seconds),
-            _lead(),
-            rules.PUBLISH_LEASE,
-        )
+        made = _make(chunk)
         metrics.MATCHES_MADE.inc(len(made))
         metrics.PAIRS_REFUSED.inc(len(chunk) - len(made))
         if made:
@@ -200,6 +194,16 @@ def _judge(pairs: Sequence[tuple[str, str]]) -> set[str]:
             ids = [match.id for match in made]
             publish(ids, made[0].leased_until, _announcements(ids), [match.respond_by for match in made])
     return matched
+
+
+def _make(pairs: Sequence[tuple[str, str]]) -> list[Made]:
+    minute_seconds = current_settings().minute_seconds
+    lasting, answer = length(rules.LENGTH_MINUTES, minute_seconds), length(rules.ANSWER_MINUTES, minute_seconds)
+    try:
+        return queries.judge(pairs, lasting, answer, _lead(), rules.PUBLISH_LEASE)
+    except IntegrityError:  # another service has matched a member whose session was just over, and who is back
+        queries.note_matched([member for pair in pairs for member in pair])
+        return queries.judge(pairs, lasting, answer, _lead(), rules.PUBLISH_LEASE)
 
 
 def _ask_pool(members: Sequence[str]) -> tuple[list[tuple[str, str]], set[str]]:

@@ -120,6 +120,23 @@ def test_nor_in_one_statement_nor_while_a_match_of_ours_is_live(
     assert factory.execute(TWICE) == []
 
 
+def test_a_round_goes_on_if_a_search_does_not_know_the_match_of_its_member(
+    client: FlaskClient, factory: Factory, work: Work
+) -> None:
+    one, other = (live(client, factory, by_node=False) for _ in range(2))
+    factory.execute(NODE, one, other)
+    members = [one, *(live(client, factory, by_node=False) for _ in range(3))]
+    factory.execute("UPDATE after_hours_search SET match_id = NULL, look_at = now() WHERE user_id = %s", one)
+    work()
+    assert factory.count("after_hours_matches") == 2
+    [search] = factory.execute("SELECT match_id, looked_at, look_at FROM after_hours_search WHERE user_id = %s", one)
+    assert search.match_id
+    assert search.looked_at is search.look_at is None
+    assert factory.execute(TWICE) == []
+    waiting = factory.execute("SELECT user_id FROM after_hours_search WHERE match_id IS NULL")
+    assert {row.user_id for row in waiting} < set(members[1:])
+
+
 def test_a_match_that_is_over_stays_over(client: FlaskClient, factory: Factory) -> None:
     one, other = (live(client, factory, by_node=False) for _ in range(2))
     factory.execute(NODE, one, other)

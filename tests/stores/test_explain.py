@@ -78,6 +78,7 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     matching.claim: (10, MINUTES),
     matching.enter_pool: (["m7", "m8"],),
     matching.leave_to_be_found: (["m7", "m8"],),
+    matching.note_matched: (["m7", "m8"],),
     matching.edges: (["m7", "m8"], 3, MINUTES),
     matching.judge: ([("m7", "m8")], MINUTES, MINUTES, MINUTES, MINUTES),
     matching.claim_due: (10, MINUTES),
