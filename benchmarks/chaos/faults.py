@@ -121,10 +121,12 @@ def redis_moved(stack: Stack) -> Iterator[None]:
         new.replicaof("NO", "ONE")
         stack.name_redis(new_path)
         _follow(old, ports[1])
+        _send_subscribers_away(old)
         yield
         old.replicaof("NO", "ONE")
         stack.name_redis()
         _follow(new, ports[0])
+        _send_subscribers_away(new)
 
 
 @contextmanager
@@ -276,6 +278,11 @@ def _waiters(cursor: Any) -> int:
 
 def _terminate_connections(stack: Stack) -> None:
     stack.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'after-hours'")
+
+
+def _send_subscribers_away(demoted: Redis) -> None:
+    """Disconnect who listens to a demoted primary, as Sentinel does: until it is in sync, it hears of no event."""
+    demoted.client_kill_filter(_type="pubsub")
 
 
 def _follow(replica: Redis, port: int) -> None:

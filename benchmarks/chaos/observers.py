@@ -89,14 +89,15 @@ class Subscriber(Observer):
             self.heard.add(event["payload"]["sessionId"])
 
 
-# Of one moment: a member's live matches, and their active sessions.
+# A member's live matches, and their active sessions. The match is judged by the later moment: its end is stored with
+# the moment at which it is written, which may be after that at which this statement arrived.
 _MATCHES = """
     WITH matched AS (
         SELECT member, count(*) AS matches, bool_or(NOT EXISTS (
             SELECT FROM after_hours_sessions AS s
             WHERE s.user_id = member AND ended_at IS NULL AND s.expires_at > statement_timestamp())) AS is_over
         FROM after_hours_matches AS m CROSS JOIN LATERAL (VALUES (user_id_1), (user_id_2)) AS v (member)
-        WHERE declined_by IS NULL AND expires_at > statement_timestamp() GROUP BY member
+        WHERE declined_by IS NULL AND expires_at > clock_timestamp() GROUP BY member
     )
     SELECT count(*) FILTER (WHERE matches > 1), count(*) FILTER (WHERE is_over) FROM matched
 """
