@@ -1,4 +1,4 @@
-"""The processes beside the API: `after-hours-worker [QUEUE…]`, `after-hours-scheduler`, and the periodic jobs."""
+"""The processes beside the API, `after-hours-worker [QUEUE…]`, `-scheduler` and `-live`, and the periodic jobs."""
 
 import argparse
 
@@ -8,6 +8,7 @@ from afterhours_service.config import Settings
 from afterhours_service.jobs.jobs import MATCHING_QUEUE, QUEUES
 from afterhours_service.jobs.scheduler import Periodic, run_scheduler
 from afterhours_service.jobs.worker import run_worker
+from afterhours_service.live.server import run_gateway
 from afterhours_service.matching import jobs as matching
 from afterhours_service.sessions import jobs as sessions
 
@@ -41,3 +42,10 @@ def scheduler() -> None:
     parser.parse_args()
     settings = Settings.from_environ()
     run_scheduler(create_app(settings), periodic_jobs(settings))
+
+
+def live() -> None:
+    """Run a live gateway until SIGTERM or SIGINT. Raises SettingsError."""
+    parser = argparse.ArgumentParser(description="Deliver events to members' phones. Any number may run.")
+    parser.parse_args()
+    run_gateway(create_app())

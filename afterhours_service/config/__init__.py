@@ -201,6 +201,19 @@ class Settings:
         check=validators.are_origins,
         convert=tuple,
     )
+    live_host: str = setting(
+        "LIVE_HOST",
+        "address of the live gateway",
+        default="127.0.0.1",
+        check=validators.is_host,
+    )
+    live_port: int = setting(
+        "LIVE_PORT",
+        "port of the live gateway",
+        type=Env.int,
+        default=8002,
+        check=validators.is_port,
+    )
     metrics_token: str | None = setting(
         "METRICS_TOKEN",
         "bearer token of `GET /metrics`, at least 32 bytes; without one, the API serves no metrics",

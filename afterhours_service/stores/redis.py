@@ -9,6 +9,8 @@ from typing import cast
 
 from flask import Flask, current_app
 from redis import Redis
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.exceptions import (
@@ -52,6 +54,14 @@ def connect(settings: Settings, timeout_seconds: float) -> Redis:
     timeouts = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
     redis.connection_pool.connection_kwargs.update(timeouts)
     return redis
+
+
+def subscriber(settings: Settings) -> aioredis.Redis:
+    """Return a client for an event loop, to listen with; it times out as a worker's does, and does not retry."""
+    client: aioredis.Redis = aioredis.Redis.from_url(settings.redis_url, retry=AsyncRetry(NoBackoff(), 0))
+    timeouts = {"socket_timeout": WORKER_TIMEOUT_SECONDS, "socket_connect_timeout": WORKER_TIMEOUT_SECONDS}
+    client.connection_pool.connection_kwargs.update(timeouts)
+    return client
 
 
 def is_away(error: Exception) -> bool:

@@ -65,6 +65,19 @@ JOBS = Counter("after_hours_jobs_total", "Jobs that workers ran, by outcome.", [
 JOB_SECONDS = Histogram(
     "after_hours_job_duration_seconds", "Duration of a job.", ["job"], buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30)
 )
+LIVE_CONNECTIONS = Gauge(
+    "after_hours_live_connections", "Members' connections to the live gateway.", multiprocess_mode="livesum"
+)
+LIVE_SUBSCRIBED = Gauge(
+    "after_hours_live_subscribed", "1 while the live gateway hears events from Redis.", multiprocess_mode="livemin"
+)
+LIVE_CONNECTS = Counter("after_hours_live_connects_total", "Handshakes by error code (empty for a success).", ["code"])
+LIVE_ENDED = Counter("after_hours_live_ended_total", "Connections that the gateway ended, by reason.", ["reason"])
+LIVE_CUT_OFF = Counter("after_hours_live_cut_off_total", "Connections of clients that did not read.")
+LIVE_DELIVERED = Counter("after_hours_live_delivered_total", "Events and states sent to clients.")
+LIVE_STATES = Counter(
+    "after_hours_live_states_total", "States sent: at each connect, and to clients that may have missed an event."
+)
 BREAKER_OPEN = Gauge(
     "after_hours_redis_breaker_open", "1 while Redis is away and requests do not use it.", multiprocess_mode="livemax"
 )
@@ -85,6 +98,8 @@ for _reason in ("user", "operator", "timeout"):
     SESSIONS_ENDED.labels(_reason)
 for _reason in ("declined", "unanswered", "timeout", "left", "blocked", "barred", "erased"):
     MATCHES_ENDED.labels(_reason)
+for _reason in ("token expired", "barred", "too many connections"):
+    LIVE_ENDED.labels(_reason)
 for _action in ("armed", "released", "rearmed"):
     TIMERS.labels(_action)
 

@@ -1,7 +1,7 @@
 """The gate: authenticates the member, and checks that they may use After Hours. It fails closed."""
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jwt
 from flask import g, request
@@ -27,6 +27,13 @@ FAILURES = (
 )
 
 
+class Token(NamedTuple):
+    """A valid token. expires_at: seconds since the epoch."""
+
+    member_id: str
+    expires_at: float
+
+
 def current_member_id() -> str:
     """Return the id of the member who asks, by their token.
 
@@ -48,7 +55,14 @@ def admit() -> None:
 
     Raises the failures of the token, PremiumRequired, VerificationRequired, ConsentRequired or AuthUnavailable.
     """
-    member_id = current_member_id()
+    check(current_member_id())
+
+
+def check(member_id: str) -> None:
+    """Let only a premium, verified, consenting member pass.
+
+    Raises PremiumRequired, VerificationRequired, ConsentRequired or AuthUnavailable.
+    """
     try:
         member = standing(member_id)
     except SQLAlchemyError as error:
@@ -93,16 +107,21 @@ def token_for(member_id: str, settings: Settings, seconds: int) -> str:
 
 
 def member_of(authorization: str | None, settings: Settings) -> str:
-    """Return the member id in an Authorization header.
-
-    The algorithm is the configured one, whatever the token says. Raises AuthRequired, TokenExpired or TokenInvalid.
-    """
+    """Return the member id in an Authorization header. Raises AuthRequired, TokenExpired or TokenInvalid."""
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise errors.AuthRequired
+    return read_token(token.strip(), settings).member_id
+
+
+def read_token(token: str, settings: Settings) -> Token:
+    """Return who sent the token.
+
+    The algorithm is the configured one, whatever the token says. Raises TokenExpired or TokenInvalid.
+    """
     try:
         claims: dict[str, Any] = jwt.decode(
-            token.strip(),
+            token,
             settings.jwt_key,
             algorithms=[settings.jwt_algorithm],
             issuer=settings.jwt_issuer,
@@ -128,4 +147,4 @@ def member_of(authorization: str | None, settings: Settings) -> str:
     member_id = claims.get("userId", claims.get("sub"))
     if not isinstance(member_id, str) or not 1 <= len(member_id) <= MEMBER_ID_LENGTH or not is_storable(member_id):
         raise errors.TokenInvalid
-    return member_id
+    return Token(member_id, float(claims["exp"]))

@@ -52,6 +52,8 @@ NAMES = [
     "S3_REGION",
     "S3_ACCESS_KEY_ID",
     "S3_SECRET_ACCESS_KEY",
+    "LIVE_HOST",
+    "LIVE_PORT",
     "METRICS_TOKEN",
     "METRICS_HOST",
     "METRICS_PORT",

@@ -38,7 +38,7 @@ from tests.processes import DOCKERFILE, PROCFILE, image_files
 from tests.stopwatch import eventually
 
 UNITS = [
-    *("after-hours-api@8001", "after-hours-scheduler@1"),
+    *("after-hours-api@8001", "after-hours-scheduler@1", "after-hours-live@8011"),
     *("after-hours-worker@1", "after-hours-timers@1", "after-hours-matching@1"),
 ]
 
@@ -88,7 +88,7 @@ def test_a_plain_worker_of_rq_is_told_every_queue() -> None:
 def test_systemd_understands_the_units(tmp_path: Path) -> None:
     folder = tmp_path / "etc/systemd/system"
     shutil.copytree(ROOT / "deploy/systemd", folder)
-    for program in ("gunicorn", "after-hours-worker", "after-hours-scheduler"):
+    for program in ("gunicorn", "after-hours-worker", "after-hours-scheduler", "after-hours-live"):
         path = tmp_path / "opt/after-hours/current/bin" / program
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o755)
@@ -112,7 +112,7 @@ def test_no_process_of_ours_is_the_superuser_or_reaches_redis_without_a_password
     services = COMPOSE["services"]
     assert "POSTGRES_USER" not in services["postgres"]["environment"]  # so the superuser is `postgres`
     processes = {name: part for name, part in services.items() if part["image"] == "after-hours"}
-    assert len(processes) == 8
+    assert len(processes) == 9
     for name, process in processes.items():
         environ = process["environment"]
         owner = "postgresql://after_hours_owner:${OWNER_PASSWORD:?set it in .env}@"

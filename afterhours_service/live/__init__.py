@@ -1,0 +1,1 @@
+"""The live gateway: delivers members' events to their phones, over Socket.IO (docs/live.md)."""
