@@ -106,10 +106,10 @@ def _complete(member: Member, hue: int) -> None:
         preferences.create(member.id, {})
     except (errors.ProfileExists, errors.PreferencesExist, errors.ConsentRequired):
         return
-    photo.upload(member.id, _portrait(hue))
+    photo.upload(member.id, portrait(hue))
 
 
-def _portrait(hue: int) -> bytes:
+def portrait(hue: int) -> bytes:
     """Draw a friendly face on a coloured background, as a PNG. hue: degrees."""
     skin, dark, red = [250, 220, 180], [40, 40, 40], [160, 50, 60]
     ground = pyvips.Image.black(600, 600).new_from_image([70, 60, hue]).copy(interpretation="lch").colourspace("srgb")
