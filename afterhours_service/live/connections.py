@@ -5,60 +5,89 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple, Self
 
+from afterhours_service.live.queries import Present
 from afterhours_service.live.wire import Wire
 
+STATE = "after_hours:state"
 CONNECTIONS_PER_MEMBER = 5
 GRACE_SECONDS = 3.0  # after the end of a session or match, for its event to arrive
 PAUSE_SECONDS = 10.0  # between two looks at what should be over: the clocks may differ
 
-# What an event says about the end of the member's session or match.
+# Events about a member's session or match: what they are about, and whether it goes on.
 _SUBJECTS = {
-    "after_hours:session_started": "session",
-    "after_hours:session_extended": "session",
-    "after_hours:session_ended": "session",
-    "after_hours:session_expired": "session",
-    "after_hours:match": "match",
-    "after_hours:match_expired": "match",
+    "after_hours:session_started": ("session", True),
+    "after_hours:session_extended": ("session", True),
+    "after_hours:session_ended": ("session", False),
+    "after_hours:session_expired": ("session", False),
+    "after_hours:match": ("match", True),
+    "after_hours:match_expired": ("match", False),
 }
 
 Event = tuple[str, dict[str, Any]]  # its name, such as after_hours:match, and its payload
+
+
+class Shown(NamedTuple):
+    """A session or match that a client shows. ends_at: when it is over by itself, in seconds since the epoch."""
+
+    id: str
+    ends_at: float
+
+    @classmethod
+    def of(cls, name: str, payload: dict[str, Any]) -> Self:
+        """Return what a payload tells of; its `name`d id may be called `id` as well."""
+        moments = [payload.get("expiresAt"), payload.get("autoDeclineAt")]
+        ends = [datetime.fromisoformat(moment).timestamp() for moment in moments if moment]
+        return cls(str(payload.get(f"{name}Id") or payload.get("id")), min(ends))
 
 
 @dataclass(slots=True, eq=False)
 class Connection:
     """A member's connection.
 
-    token_expires_at: seconds since the epoch. ends_at: when the member's `session` and `match`
-    end by themselves, in seconds since the epoch, as far as the client was told. is_stale: the client may have missed
-    something. waiting: events that come while the state is read; None while none is. told_at: when the client was last
-    told the state, on the monotonic clock.
+    token_expires_at: seconds since the epoch. shown: the `session` and the `match` that the client was told of last.
+    is_stale: the client may have missed something. waiting: events that come while the state is read; None while none
+    is. told_at: when the client was last told the state, on the monotonic clock.
     """
 
     id: str
     member_id: str
     token_expires_at: float
     wire: Wire
-    ends_at: dict[str, float] = field(default_factory=dict)
+    shown: dict[str, Shown] = field(default_factory=dict)
     is_stale: bool = True
     waiting: list[Event] | None = None
     told_at: float = 0.0
 
     def note(self, event: Event) -> None:
-        """Remember when the session or match that the event tells of will end."""
+        """Remember what the client shows after an event, or after the state."""
         name, payload = event
-        if subject := _SUBJECTS.get(name):
-            moments = (payload.get(key) for key in ("expiresAt", "autoDeclineAt"))
-            if ends := [datetime.fromisoformat(moment).timestamp() for moment in moments if moment]:
-                self.ends_at[subject] = min(ends)
-            else:
-                self.ends_at.pop(subject, None)
+        if name == STATE:
+            self.shown = {key: Shown.of(key, each) for key, each in payload.items() if each}
+            self.told_at = time.monotonic()
+        elif name in _SUBJECTS:
+            subject, goes_on = _SUBJECTS[name]
+            if goes_on:
+                self.shown[subject] = Shown.of(subject, payload)
+            elif subject in self.shown and self.shown[subject].id == payload.get(f"{subject}Id"):
+                del self.shown[subject]
 
     def is_overdue(self, now: float) -> bool:
         """Return whether something has ended, by the clock, and no event told the client. now: seconds since 1970."""
-        ended = any(moment + GRACE_SECONDS < now for moment in self.ends_at.values())
+        ended = any(each.ends_at + GRACE_SECONDS < now for each in self.shown.values())
         return ended and time.monotonic() - self.told_at > PAUSE_SECONDS
+
+    def differs(self, present: Present) -> bool:
+        """Return whether the client shows another session, expiry or match than the database has."""
+        session, match = self.shown.get("session"), self.shown.get("match")
+        expires_at = present.expires_at and present.expires_at.timestamp()
+        actual = (
+            present.session_id and str(present.session_id),
+            expires_at,
+            present.match_id and str(present.match_id),
+        )
+        return (session and session.id, session and session.ends_at, match and match.id) != actual
 
 
 class Connections:

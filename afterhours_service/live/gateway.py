@@ -21,11 +21,10 @@ from uvicorn.protocols.utils import ClientDisconnected
 from afterhours_service.config import Settings
 from afterhours_service.jobs.events import CHANNEL
 from afterhours_service.live import state
-from afterhours_service.live.connections import Connection, Connections, Event
-from afterhours_service.live.state import State
+from afterhours_service.live.connections import STATE, Connection, Connections, Event
+from afterhours_service.live.queries import present
 from afterhours_service.live.wire import MAX_FRAME_BYTES, Application, wire_of, wired
 from afterhours_service.stores import redis
-from afterhours_service.stores.host import admitted
 from afterhours_service.telemetry import metrics
 from afterhours_service.telemetry.log import get_logger
 from afterhours_service.web import errors, gate
@@ -36,12 +35,11 @@ logger = get_logger(__name__)
 
 THREADS = 4  # that ask the database
 TICK_SECONDS = 1.0
-CHECK_SECONDS = 60.0  # between two questions whether all members may still be connected
+CHECK_SECONDS = 10.0  # between two looks at everybody: may they be connected, and is what they show true?
 RETRY_SECONDS = 1.0
 SILENCE_SECONDS = 5.0  # after which Redis is asked whether it is still there, and then given up
 GOODBYE_SECONDS = 1.0  # for a client to hear why it is disconnected
 WAITING_EVENTS = 100  # for one connection
-STATE = "after_hours:state"
 
 
 class Gateway:
@@ -167,7 +165,7 @@ class Gateway:
                 connection.waiting = []
                 self._begin(self._tell_state(connection))
 
-    async def _tell_state(self, connection: Connection, found: State | None = None) -> None:
+    async def _tell_state(self, connection: Connection, found: dict[str, Any] | None = None) -> None:
         """Send the state, and then the events that came meanwhile; until the database answers, try again."""
         connection.is_stale = found is None
         while connection in self._connections:
@@ -185,9 +183,8 @@ class Gateway:
         else:
             return
         metrics.LIVE_STATES.inc()
-        connection.ends_at, connection.told_at = found.ends_at, time.monotonic()
         waiting, connection.waiting = connection.waiting or [], None
-        for event in ((STATE, found.payload), *waiting):
+        for event in ((STATE, found), *waiting):
             connection.note(event)
             await self._emit(connection, event)
 
@@ -214,17 +211,21 @@ class Gateway:
                 logger.warning("members could not be checked", error=type(error).__name__)
 
     async def _check(self) -> None:
-        """Ask of members with an event, and of all each minute, whether the gate still lets them pass."""
+        """Look at members with an event, and from time to time at all: an event of theirs may have been lost."""
         members: Collection[str] = self._told
-        if time.monotonic() - self._checked_at > CHECK_SECONDS:
+        if everybody := time.monotonic() - self._checked_at > CHECK_SECONDS:
             members = self._connections.members()
             self._checked_at = time.monotonic()
         self._told = set()
-        if members:
-            barred = set(members) - await self._ask(admitted, members)
-            for member_id in barred:
-                for connection in self._connections.of(member_id):
+        if not members:
+            return
+        found = {each.member_id: each for each in await self._ask(present, members)}
+        for member_id in members:
+            for connection in self._connections.of(member_id):
+                if member_id not in found:
                     self._end(connection, "barred")
+                elif everybody and connection.waiting is None and connection.differs(found[member_id]):
+                    self._refresh([connection])
 
     def _end(self, connection: Connection, reason: str) -> None:
         """End a connection: the client is told that it shall not come back by itself."""

@@ -4,12 +4,10 @@ The table of matches is the host's where the Node service made it: the host's ch
 """
 
 import uuid
-from collections.abc import Collection
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ARRAY,
     BindParameter,
     ColumnElement,
     ForeignKey,
@@ -21,9 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
     Uuid,
     and_,
-    any_,
     bindparam,
-    cast,
     column,
     exists,
     func,
@@ -206,15 +202,6 @@ _STANDING = Statement(
 )
 
 
-_ADMITTED: Statement[Any] = Statement(
-    select(User.id).where(
-        User.id == any_(cast(bindparam("members"), ARRAY(Text))),
-        User.id_verified.is_(True),
-        User.after_hours_consent.is_(True),
-        exists(select(Subscription.user_id).where(Subscription.user_id == User.id, Subscription.is_current())),
-    )
-)
-
 # Every decline and change of a profile or preferences takes this lock first in its transaction, and a start takes the
 # same one; a withdrawal of consent and an erasure take FOR UPDATE, which excludes it (docs/decisions/0011).
 _LOCK: Statement[Any] = Statement(
@@ -280,8 +267,3 @@ def standing(member_id: str) -> Standing:
     """Return the member's standing, in one query; all false for an unknown member."""
     [found] = _STANDING.all(member_id=member_id)
     return found
-
-
-def admitted(member_ids: Collection[str]) -> set[str]:
-    """Return those of the members whom the gate lets pass, in one query."""
-    return {member_id for (member_id,) in _ADMITTED.all(members=list(member_ids))}

@@ -29,9 +29,9 @@ class Phone:
         self._client.connect(self._url, auth=auth, transports=["websocket"], wait_timeout=PATIENCE_SECONDS)
         return self
 
-    def next(self) -> tuple[str, Any]:
-        """Wait for the next event, and return its name and payload."""
-        return self._heard.get(timeout=PATIENCE_SECONDS)
+    def next(self, seconds: float = PATIENCE_SECONDS) -> tuple[str, Any]:
+        """Wait for the next event, and return its name and payload. Raises queue.Empty."""
+        return self._heard.get(timeout=seconds)
 
     def hears(self, name: str) -> Any:
         """Wait for an event of that name, and return its payload."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import queue
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from afterhours_service.live import gateway as module
 from afterhours_service.telemetry import metrics
 from tests.factories import Factory, token
 from tests.live.phone import STATE
+from tests.matching.pairs import matched
 from tests.outages import OwnValkey
 from tests.stopwatch import eventually
 
@@ -81,3 +83,23 @@ def test_an_end_that_no_event_tells_of_is_told_all_the_same_and_after_an_outage_
     while (event := connected.next())[1]["session"]:
         assert event[0] == STATE
     assert event == (STATE, {"session": None, "match": None})
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_lost_event_would_have_told_is_noticed(
+    app: Flask, factory: Factory, phone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.1)
+    pair = matched(app, factory)
+    connected = phone()(token(pair.one))
+    assert connected.next()[1]["match"]["id"] == pair.match
+    factory.execute("UPDATE after_hours_matches SET declined_by = user_id_1")
+    assert connected.next()[1]["match"] is None
+    factory.execute("UPDATE after_hours_sessions SET expires_at = expires_at + interval '5 minutes'")
+    assert connected.next()[1]["session"]["remainingSeconds"] > 15 * 60
+    factory.execute("UPDATE after_hours_sessions SET ended_at = now()")
+    assert connected.next() == (STATE, {"session": None, "match": None})
+    session = factory.session(pair.one)
+    assert connected.next()[1]["session"]["id"] == session
+    with pytest.raises(queue.Empty):
+        connected.next(seconds=0.5)  # nothing differs any more
