@@ -562,9 +562,9 @@ def _is_blocked() -> ColumnElement[bool]:
     return exists(Block.user_id).where(Block.user_id.in_(pair), Block.blocked_user_id.in_(pair))
 
 
-def _free(*conditions: ColumnElement[bool]) -> ColumnElement[Any]:
-    """Return up to `batch` members with a search that meets the conditions, locked."""
-    found = select(Search.user_id).where(*conditions).order_by(Search.user_id).limit(_BATCH)
+def _free(*conditions: ColumnElement[bool], first: SQLColumnExpression[Any] = Search.user_id) -> ColumnElement[Any]:
+    """Return up to `batch` members with a search that meets the conditions, locked; those `first` by a column."""
+    found = select(Search.user_id).where(*conditions).order_by(first).limit(_BATCH)
     return func.array(found.with_for_update(skip_locked=True, key_share=True).scalar_subquery())
 
 
@@ -710,11 +710,20 @@ _RELEASE: Statement[Any] = Statement(
     .values(match_id=null(), looked_at=null(), told_at=null(), since=STATEMENT_NOW, look_at=STATEMENT_NOW),
     before=_PLAN_EACH_TIME,
 )
+_REFRESH: Statement[Any] = Statement(
+    update(Search).where(Search.user_id == any_(_unmatched())).values(me=_self_of(Search.user_id))
+)
 _LOOK_AGAIN: Statement[Any] = Statement(
     update(Search)
     .where(
         Search.user_id
-        == any_(_free(Search.look_at.is_(None), Search.looked_at <= STATEMENT_NOW - cast(bindparam("after"), Interval)))
+        == any_(
+            _free(
+                Search.look_at.is_(None),
+                Search.looked_at <= STATEMENT_NOW - cast(bindparam("after"), Interval),
+                first=Search.looked_at,
+            )
+        )
     )
     .values(look_at=STATEMENT_NOW),
     before=_PLAN_EACH_TIME,
@@ -775,6 +784,11 @@ def judge(
 def note_matched(members: Sequence[str]) -> None:
     """Let the members stop searching who have a live match that their search does not know."""
     _NOTE_MATCHED.run(members=list(members))
+
+
+def refresh(members: Sequence[str]) -> None:
+    """Copy the members' gender and age anew: the host may have changed them since they were looked at."""
+    _REFRESH.run(members=list(members))
 
 
 def claim_due(batch: int, lease: timedelta) -> list[Due]:

@@ -93,15 +93,19 @@ def match_due() -> Round:
             left -= _judge(pairs)
         for chunk in _chunks(sorted(left)):
             queries.enter_pool(chunk)
-        asking, refused = set(left), set[str]()
+        asking, refused, is_fresh = set(left), set[str](), False
         while asking:
             pairs, fitting = _ask_pool(sorted(asking))
             proposed += len(pairs)
             matched = _judge(pairs)
             left -= matched
-            # Who fits somebody that another has got asks again. If nobody was matched, others have locked them: then
-            # their claim is not ended, and they are due again when it expires.
-            asking, refused = (fitting & left, refused) if matched else (set(), fitting)
+            if matched:  # who fits somebody that another has got asks again
+                asking = fitting & left
+            elif pairs and not is_fresh:  # copies of them may be out of date
+                queries.refresh(list(itertools.chain.from_iterable(pairs)))
+                is_fresh = True
+            else:  # others have locked them: their claim is not ended, and they are due again when it expires
+                asking, refused = set(), fitting
         for chunk in _chunks(sorted(left - refused)):
             queries.leave_to_be_found(chunk)
         run.update(claimed=len(searchers), matched=len(searchers) - len(left))

@@ -12,7 +12,7 @@ from afterhours_service.matching.cards import Card, card
 from afterhours_service.matching.queries import Held
 from afterhours_service.sessions import service as sessions
 from afterhours_service.sessions.rules import length
-from afterhours_service.stores.connection import transaction
+from afterhours_service.stores.connection import retried, transaction
 from afterhours_service.stores.host import lock_pair
 from afterhours_service.stores.redis import after_commit
 from afterhours_service.web import errors
@@ -34,6 +34,7 @@ def current(member_id: str) -> Current:
     return Current(active, "searching" if active else "no_session", None)
 
 
+@retried
 def accept(member_id: str, match_id: UUID) -> Card:
     """Accept a match, which then is not over for want of an answer; repeating it changes nothing.
 
@@ -55,6 +56,7 @@ def accept(member_id: str, match_id: UUID) -> Card:
     return card(side)
 
 
+@retried
 def decline(member_id: str, match_id: UUID) -> None:
     """End a match, and hide the two from each other as a decline of discovery does; repeating it changes nothing.
 

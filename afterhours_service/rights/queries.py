@@ -176,6 +176,12 @@ def _some(model: Any, *conditions: Any) -> Any:
 
 # A match whose end is not published yet is deleted with that.
 _is_pending = and_(Match.ended_at.is_not(None), Match.due_at.is_not(None))
+# A match that has run out is over, though nobody has noted that yet: a trigger does.
+_NOTE_ENDS: Statement[Any] = Statement(
+    update(Match)
+    .where(Match.is_of(_MEMBER), Match.due_at.is_not(None), Match.ended_at.is_(None))
+    .values(expires_at=Match.expires_at)
+)
 _MARK_ERASED = tuple(
     Statement[Any](
         update(Match)
@@ -242,22 +248,30 @@ def export(member_id: str) -> Iterator[tuple[str, Iterator[Sequence[RowMapping]]
             yield name, connection.execute(statement, {"member_id": member_id}).mappings().partitions(_PAGE)
 
 
-def erase(member_id: str) -> str | None:
-    """Delete the member's rows, and return the key of their photo.
+class Erased(NamedTuple):
+    """What is still to do after an erasure. has_matches: the other members are to be told, then matches are deleted."""
+
+    photo_key: str | None
+    has_matches: bool
+
+
+def erase(member_id: str) -> Erased:
+    """Delete the member's rows, and return what is still to do.
 
     Sessions before what hangs on them: the cleanup, whose deletions cascade, locks them in this order.
     """
     _ERASE_PREFERENCES.run(member_id=member_id)
     profile = _ERASE_PROFILE.first(member_id=member_id)
     with_messages = has_messages()
-    _MARK_ERASED[with_messages].run(member_id=member_id)
+    _NOTE_ENDS.run(member_id=member_id)
+    marked = _MARK_ERASED[with_messages].run(member_id=member_id)[1]
     _repeat(_ERASE_MATCHES[with_messages], member_id)
     _ERASE_SEARCH.run(member_id=member_id)
     _repeat(_ERASE_SESSIONS, member_id)
     _repeat(_ERASE_PLACES, member_id)
     for statement in _ERASE:
         _repeat(statement, member_id)
-    return profile[0] if profile else None
+    return Erased(profile[0] if profile else None, marked > 0)
 
 
 def _repeat(statement: Statement[Any], member_id: str) -> None:

@@ -72,14 +72,14 @@ def erase(member_id: str, reason: str = "user") -> None:
         lock_erasure(member_id)
         queries.lock(member_id)
         ended = sessions.end_in_transaction(member_id, overdue=True)
-        key = queries.erase(member_id)
+        erased = queries.erase(member_id)
     logger.info("erasure", member=member_id, ended_session=ended is not None)
     if ended:
         sessions.publish_end(ended, reason)
-        if ended.was_matched:
-            with only_logged("the end of a match is left to the workers"):
-                matching.finish_due()  # also deletes it
-    photo.erase(member_id, key)
+    if erased.has_matches:
+        with only_logged("the end of a match is left to the workers"):
+            matching.finish_due()  # also deletes it
+    photo.erase(member_id, erased.photo_key)
 
 
 def _with_links(profiles: Sequence[Mapping[Any, Any]]) -> Sequence[Mapping[Any, Any]]:

@@ -97,6 +97,9 @@ FUNCTIONS = """
     DECLARE
         moment timestamptz := clock_timestamp();
     BEGIN
+        IF current_setting('transaction_isolation') <> 'read committed' THEN -- it would not see what it waited for
+            RAISE EXCEPTION 'matches are inserted at READ COMMITTED only' USING ERRCODE = 'feature_not_supported';
+        END IF;
         -- Two inserts for one member wait for each other here, and the second sees the match of the first.
         PERFORM FROM {users} WHERE id IN (
             SELECT unnest(ARRAY[user_id_1, user_id_2]) FROM added WHERE declined_by IS NULL AND expires_at > moment
@@ -161,35 +164,46 @@ FUNCTIONS = """
     DECLARE
         moment timestamptz := clock_timestamp();
         taken uuid;
+        before uuid;
         minute interval := interval '1 second'
             * coalesce(nullif(current_setting('after_hours.minute_seconds', true), '')::integer, 60);
+        is_anew boolean := OLD.expires_at < moment + 2 * minute;
     BEGIN
         SELECT match_id INTO taken FROM {search} WHERE user_id = NEW.user_id AND session_id = NEW.id;
-        IF NOT FOUND THEN
+        IF NOT FOUND THEN -- a session of another service, or matching is off: the match may be another service's
+            IF NEW.ended_at IS NOT NULL THEN
+                UPDATE {matches} SET expires_at = clock_timestamp(), ended_by = NEW.user_id, end_reason = 'left'
+                    WHERE user_id_1 = NEW.user_id AND declined_by IS NULL AND expires_at > clock_timestamp();
+                UPDATE {matches} SET expires_at = clock_timestamp(), ended_by = NEW.user_id, end_reason = 'left'
+                    WHERE user_id_2 = NEW.user_id AND declined_by IS NULL AND expires_at > clock_timestamp();
+            END IF;
             RETURN NULL;
         END IF;
-        IF NEW.ended_at IS NOT NULL THEN
-            -- First the match, as a decline does. A round that is matching the member is waited for by the deletion.
-            FOR turn IN 1..2 LOOP
+        -- First the match, as a decline does, then the search; a round that is matching the member is waited for there,
+        -- and then it is the turn of its match.
+        FOR turn IN 1..2 LOOP
+            before := taken;
+            IF NEW.ended_at IS NOT NULL THEN
                 UPDATE {matches} SET expires_at = clock_timestamp(), ended_by = NEW.user_id, end_reason = 'left'
                     WHERE id = taken AND ended_at IS NULL AND declined_by IS NULL AND expires_at > clock_timestamp();
                 DELETE FROM {search} WHERE user_id = NEW.user_id AND session_id = NEW.id RETURNING match_id INTO taken;
-            END LOOP;
-        ELSIF taken IS NOT NULL THEN
-            UPDATE {search} SET key = NEW.discovery_key, wish = NEW.discovery_wish WHERE user_id = NEW.user_id;
-            UPDATE {matches} AS match SET expires_at = least(
-                    coalesce(lasts_until, created_at + 10 * minute), NEW.expires_at,
-                    (SELECT s.expires_at FROM {sessions} AS s WHERE s.ended_at IS NULL AND s.user_id =
-                        CASE NEW.user_id WHEN user_id_1 THEN user_id_2 ELSE user_id_1 END))
-                WHERE id = taken AND ended_at IS NULL AND declined_by IS NULL AND match.expires_at > clock_timestamp()
-                    AND NEW.expires_at <> OLD.expires_at;
-        ELSE
-            UPDATE {search} SET key = NEW.discovery_key, wish = NEW.discovery_wish,
-                looked_at = NULL, told_at = NULL, look_at = coalesce(look_at, moment)
-                WHERE user_id = NEW.user_id AND (
-                    (key::text, wish::text) IS DISTINCT FROM (NEW.discovery_key::text, NEW.discovery_wish::text)
-                    OR OLD.expires_at < moment + 2 * minute);
-        END IF;
+            ELSE
+                UPDATE {matches} AS match SET expires_at = least(
+                        coalesce(lasts_until, created_at + 10 * minute), NEW.expires_at,
+                        (SELECT s.expires_at FROM {sessions} AS s WHERE s.ended_at IS NULL AND s.user_id =
+                            CASE NEW.user_id WHEN user_id_1 THEN user_id_2 ELSE user_id_1 END))
+                    WHERE id = taken AND ended_at IS NULL AND declined_by IS NULL
+                        AND match.expires_at > clock_timestamp() AND NEW.expires_at <> OLD.expires_at;
+                is_anew := is_anew OR (OLD.discovery_key::text, OLD.discovery_wish::text)
+                    IS DISTINCT FROM (NEW.discovery_key::text, NEW.discovery_wish::text);
+                UPDATE {search} SET key = NEW.discovery_key, wish = NEW.discovery_wish,
+                    looked_at = CASE WHEN match_id IS NOT NULL OR NOT is_anew THEN looked_at END,
+                    told_at = CASE WHEN match_id IS NOT NULL OR NOT is_anew THEN told_at END,
+                    look_at = coalesce(look_at, CASE WHEN match_id IS NULL AND is_anew THEN moment END)
+                    WHERE user_id = NEW.user_id RETURNING match_id INTO taken;
+            END IF;
+            EXIT WHEN taken IS NOT DISTINCT FROM before;
+        END LOOP;
         RETURN NULL;
     END $$;
 """

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import psycopg2
@@ -12,8 +13,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from psycopg2.errors import UniqueViolation
 
-from tests.client import start
-from tests.factories import Factory
+from afterhours_service.matching import queries
+from tests.client import end, extend, start
+from tests.factories import PLACE, Factory, prefer
 from tests.matching.conftest import Work
 from tests.stopwatch import eventually
 
@@ -195,3 +197,84 @@ def test_a_node_matcher_beside_ours_is_refused_and_nobody_is_in_two(
         thread.join()
     assert refused
     assert factory.execute(TWICE) == []
+
+
+def test_who_leaves_a_session_of_the_node_service_leaves_its_match(client: FlaskClient, factory: Factory) -> None:
+    """There is no search, nor is there while matching is switched off."""
+    one, other = (live(client, factory, by_node=True) for _ in range(2))
+    for leaver in (one, other):
+        factory.execute("DELETE FROM after_hours_matches")
+        factory.execute("UPDATE after_hours_sessions SET ended_at = NULL")
+        factory.execute(NODE, one, other)
+        assert end(client, leaver).status_code == 200
+        [match] = factory.execute("SELECT *, expires_at > now() AS lives FROM after_hours_matches")
+        assert (match.lives, match.declined_by, match.ended_by, match.end_reason) == (False, None, leaver, "left")
+
+
+def test_an_extension_that_waited_for_a_round_extends_the_match_it_made(
+    client: FlaskClient, factory: Factory, connect: Any
+) -> None:
+    one, other = sorted(live(client, factory, by_node=False) for _ in range(2))
+    factory.execute("UPDATE after_hours_sessions SET expires_at = now() + interval '3 minutes' WHERE user_id = %s", one)
+    sessions = {each: factory.sessions(each)[0] for each in (one, other)}
+    making = connect()
+    making.cursor().execute("SELECT FROM after_hours_search WHERE user_id IN (%s, %s) FOR NO KEY UPDATE", (one, other))
+    making.cursor().execute(
+        "INSERT INTO after_hours_matches (session_id, session_id_2, user_id_1, user_id_2, expires_at, lasts_until)"
+        " VALUES (%s, %s, %s, %s, %s, now() + interval '10 minutes')",
+        (sessions[one].id, sessions[other].id, one, other, sessions[one].expires_at),
+    )
+    thread = threading.Thread(target=lambda: extend(client, one))
+    thread.start()
+    eventually(lambda: factory.waiting() == 1)
+    making.commit()
+    thread.join()
+    [match] = factory.execute("SELECT * FROM after_hours_matches")
+    assert match.expires_at == match.lasts_until
+
+
+def test_matches_are_inserted_at_read_committed_only(client: FlaskClient, factory: Factory, connect: Any) -> None:
+    one, other = (live(client, factory, by_node=True) for _ in range(2))
+    connection = connect()
+    connection.set_session(isolation_level="REPEATABLE READ")
+    with pytest.raises(psycopg2.errors.FeatureNotSupported):
+        connection.cursor().execute(NODE, (one, other))
+
+
+def test_who_seemed_to_fit_and_does_not_any_more_keeps_nobody_waiting(
+    client: FlaskClient, factory: Factory, work: Work
+) -> None:
+    asker, nearest, next_one = (factory.member() for _ in range(3))
+    for member, gender, seeks in ((asker, "Male", "Female"), (nearest, "Female", "Male"), (next_one, "Female", "Male")):
+        factory.execute("UPDATE profiles SET gender = %s WHERE user_id = %s", gender, member)
+        prefer(factory, member, seeking_gender=seeks, min_age=18, max_age=40)
+    for member, north in ((nearest, 0.0), (next_one, 0.05)):
+        assert start(client, member, latitude=PLACE["latitude"] + north).status_code == 201
+    work()
+    factory.execute("UPDATE profiles SET age = 60 WHERE user_id = %s", nearest)
+    assert start(client, asker).status_code == 201
+    work()
+    [match] = factory.execute("SELECT * FROM after_hours_matches")
+    assert {match.user_id_1, match.user_id_2} == {asker, next_one}
+
+
+def test_those_who_waited_longest_are_looked_at_again_first(
+    client: FlaskClient, factory: Factory, app: Flask, work: Work
+) -> None:
+    members = sorted(factory.member() for _ in range(4))
+    for member in members:
+        prefer(factory, member, max_distance_km=1)
+    for number, member in enumerate(members):
+        assert start(client, member, latitude=10.0 + number).status_code == 201
+    work()
+    factory.execute("UPDATE after_hours_search SET looked_at = now() - interval '1 hour'")
+    seen = []
+    for _ in range(2):
+        with app.app_context():
+            assert queries.look_again(2, timedelta(minutes=5)) == 2
+        seen += [
+            row.user_id for row in factory.execute("SELECT user_id FROM after_hours_search WHERE look_at IS NOT NULL")
+        ]
+        work()
+        factory.execute("UPDATE after_hours_search SET looked_at = looked_at - interval '10 minutes'")
+    assert sorted(seen) == members

@@ -79,6 +79,7 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     matching.enter_pool: (["m7", "m8"],),
     matching.leave_to_be_found: (["m7", "m8"],),
     matching.note_matched: (["m7", "m8"],),
+    matching.refresh: (["m7", "m8"],),
     matching.edges: (["m7", "m8"], 3, MINUTES),
     matching.judge: ([("m7", "m8")], MINUTES, MINUTES, MINUTES, MINUTES),
     matching.claim_due: (10, MINUTES),
