@@ -7,6 +7,7 @@ the state that it has. Its questions run in threads; everything else runs on the
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ from afterhours_service.web import errors, gate
 T = TypeVar("T")
 
 logger = get_logger(__name__)
+_library = logging.getLogger(f"{__name__}.socketio")
+_library.setLevel(logging.ERROR)  # at INFO it would log what is sent
 
 THREADS = 4  # that ask the database
 TICK_SECONDS = 1.0
@@ -57,7 +60,9 @@ class Gateway:
             async_mode="asgi",
             transports=["websocket"],
             max_http_buffer_size=MAX_FRAME_BYTES,
-            cors_allowed_origins=list(self._settings.cors_origins) or None,
+            cors_allowed_origins=self._may_connect,
+            logger=_library,
+            engineio_logger=_library,
             monitor_clients=False,  # a client that does not answer pings is noticed without
         )
         self._sio.on("connect", self._connect)
@@ -66,6 +71,11 @@ class Gateway:
     def application(self) -> Application:
         """Return the ASGI application for WebSockets."""
         return wired(socketio.ASGIApp(self._sio))
+
+    def _may_connect(self, origin: str | None, environ: dict[str, Any]) -> bool:
+        """Return whether a page of that origin may connect. Clients that are no pages send none, or our own."""
+        is_ours = origin is None or origin.partition("://")[2] == environ.get("HTTP_HOST")
+        return is_ours or origin in self._settings.cors_origins
 
     async def start(self) -> None:
         """Listen to Redis, and keep watch, until `stop`."""

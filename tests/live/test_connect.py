@@ -1,11 +1,14 @@
 """Who may connect, what they are told first, and what they hear."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from socketio.exceptions import ConnectionError as RefusedError
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from tests.client import API, current, start, status
 from tests.factories import Factory, token
@@ -103,3 +106,25 @@ def test_two_gateways_deliver_the_same(
         each.next()
     start(client, member)
     assert phones[0].next() == phones[1].next()
+
+
+@pytest.mark.parametrize(
+    ("origin", "may"),
+    [
+        (None, True),
+        ("http://{host}", True),
+        ("https://app.example.com", True),
+        ("https://evil.example", False),
+        ("null", False),
+    ],
+)
+def test_pages_of_other_origins_connect_if_they_are_named(
+    make_app: Any, serve: Any, origin: str | None, may: bool
+) -> None:
+    host = serve(make_app(cors_origins=("https://app.example.com",))).removeprefix("http://")
+    address = f"ws://{host}/socket.io/?EIO=4&transport=websocket"
+    headers = {"Origin": origin.format(host=host)} if origin else {}
+    with nullcontext() if may else pytest.raises(InvalidStatus):
+        opened = connect(address, additional_headers=headers, legacy=True)
+        assert str(opened.recv(60)).startswith("0{")
+        opened.close()
