@@ -10,7 +10,7 @@ from benchmarks.chaos.checker import RECOVERY_SECONDS, Report, check, percentile
 from benchmarks.chaos.faults import FAULTS, Fault
 from benchmarks.chaos.history import History
 from benchmarks.chaos.load import Load
-from benchmarks.chaos.observers import GRACE_SECONDS, Probe, Subscriber
+from benchmarks.chaos.observers import GRACE_SECONDS, Phones, Probe, Subscriber
 from benchmarks.chaos.stack import ROOT, Stack
 from dev.embedded import stop_on_signals
 
@@ -64,12 +64,13 @@ class Programme:
         self._stack, self._history = stack, history
         self._load = Load(history, stack.path, stack.tokens)
         self._subscriber = Subscriber(stack, history)
-        self._probe = Probe(stack, history, self._subscriber)
+        self._phones = Phones(stack, history)
+        self._probe = Probe(stack, history, self._subscriber, self._phones)
 
     def run(self, faults: list[Fault], hold: float, calm: float) -> None:
         """Break and heal, then wait until all sessions are over."""
         end = time.monotonic() + LIMIT_SECONDS
-        parts = (self._subscriber, self._probe, self._load)
+        parts = (self._subscriber, self._phones, self._probe, self._load)
         for part in parts:
             part.start()
         try:
@@ -84,6 +85,7 @@ class Programme:
             self._drain()
             self._probe.stop()
             self._subscriber.stop()
+            self._phones.stop()
 
     def _turn(self, fault: Fault, hold: float) -> None:
         print(f"{fault.name}: ", end="", flush=True)

@@ -28,9 +28,11 @@ EVENT_DOUBLED = "expiry event doubled"
 EVENT_FALSE = "expiry event false"
 MATCHED_TWICE = "in two live matches"
 OUTLIVES = "match outlives a session"
+TOLD_FALSE = "client shows what is not so"
 BAD_ANSWER = "wrong answer, 500 or hang"
 
 RECOVERY_SECONDS = 60.0
+TOLD_SECONDS = 15.0  # after which every connected client shows the truth, from the change or from the end of a fault
 HANG_SECONDS = 10.0
 LAPSE_SECONDS = 2.0  # a shared timer is taken away for a moment when one who shares it leaves
 EXAMPLES = 2  # reported of each kind and turn
@@ -163,6 +165,7 @@ class _Checker:
             self._check_overlaps(ops, rows)
         self._check_events()
         self._check_timers()
+        self._check_told()
         for look in self.lines["probe"]:
             for kind, found in ((MATCHED_TWICE, look.get("twice")), (OUTLIVES, look.get("outliving"))):
                 if found:
@@ -338,6 +341,23 @@ class _Checker:
                 if look["at"] - moment >= LAPSE_SECONDS:
                     self._violation(TIMER_MISSING, moment, second)
                     since_when[second] = math.inf  # reported once
+
+    def _check_told(self) -> None:
+        """Judge what connected clients show: no other session than the member has, for long, unless a fault lasts."""
+        faulty = [line["at"] for line in self.lines["faulty"]]
+        healed = [line["at"] for line in self.lines["healed"]]
+        spans = list(itertools.zip_longest(faulty, healed, fillvalue=math.inf))
+        since_when: dict[str, float] = {}
+        for look in self.lines["probe"]:
+            at = look["at"]
+            if any(begin <= at <= end for begin, end in spans):
+                since_when = {}
+                continue
+            since_when = {member: since_when.get(member, at) for member in look.get("untold", ())}
+            for member, moment in since_when.items():
+                if at - moment > TOLD_SECONDS:
+                    self._violation(TOLD_FALSE, moment, member)
+                    since_when[member] = math.inf  # reported once
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,7 +14,7 @@ from redis import Redis
 from rq.job import Job
 
 from benchmarks.chaos.observers import SCHEDULED
-from benchmarks.chaos.stack import Stack
+from benchmarks.chaos.stack import Stack, free_port
 
 SKEW_SECONDS = 90.0
 TIMERS_QUEUE = "after-hours-timers"
@@ -111,7 +110,7 @@ def redis_full(stack: Stack) -> Iterator[None]:
 @contextmanager
 def redis_moved(stack: Stack) -> Iterator[None]:
     """Promote a replica, and move the name to it; the old primary lives on as its replica. Then move back."""
-    ports = _free_port(), _free_port()
+    ports = free_port(), free_port()
     old_url, new_url = stack.valkey.value[0], stack.second_redis(ports[1])
     new_path = Path(urlsplit(new_url).path)
     with Redis.from_url(old_url) as old, Redis.from_url(new_url) as new:
@@ -169,6 +168,13 @@ def connections_terminated(stack: Stack) -> Iterator[None]:
 def api_process_killed(stack: Stack) -> Iterator[None]:
     """Kill one of the API's processes."""
     stack.kill_api_worker()
+    yield
+
+
+@contextmanager
+def gateway_killed(stack: Stack) -> Iterator[None]:
+    """Kill the live gateway; another one takes its place."""
+    stack.kill("live")
     yield
 
 
@@ -248,6 +254,7 @@ FAULTS = (
     Fault("PostgreSQL crashed", postgres_crashed, may_double=True),
     Fault("PostgreSQL connections terminated", connections_terminated, lasts=False, may_double=True),
     Fault("API process killed", api_process_killed, lasts=False, may_double=True),
+    Fault("gateway killed", gateway_killed, lasts=False),
     Fault("corrupt jobs", corrupt_jobs, lasts=False),
     Fault("jobs of another release", old_jobs, lasts=False),
     Fault("clock 90 s ahead", clock_ahead),
@@ -295,13 +302,6 @@ def _follow(replica: Redis, port: int) -> None:
             return
         time.sleep(0.02)
     raise TimeoutError("the replica does not follow its primary")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _pause(stack: Stack) -> None:

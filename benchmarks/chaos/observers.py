@@ -1,5 +1,6 @@
-"""Who looks on: the subscriber hears events, as the host's chat service does; the probe looks at the timers."""
+"""Who looks on: the subscriber hears events, as the host's chat service does; phones, as members; the probe looks."""
 
+import asyncio
 import contextlib
 import json
 import threading
@@ -11,7 +12,10 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
 
+from benchmarks.chaos.checker import epoch
 from benchmarks.chaos.history import History
 from benchmarks.chaos.stack import Stack
 
@@ -20,6 +24,8 @@ SCHEDULED = "rq:scheduler:scheduled_jobs"
 PROBE_SECONDS = 0.5
 GRACE_SECONDS = 2.0  # what is so late is late
 WARNING_SECONDS = 2
+PHONES = 200
+RECONNECT_SECONDS = 0.5
 
 _EXPIRIES = """
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint, extract(epoch FROM clock_timestamp())::float
@@ -89,6 +95,8 @@ class Subscriber(Observer):
             self.heard.add(event["payload"]["sessionId"])
 
 
+_ACTIVE = "SELECT user_id, id::text FROM after_hours_sessions WHERE ended_at IS NULL AND expires_at > now()"
+
 # A member's live matches, and their active sessions. The match is judged by the later moment: its end is stored with
 # the moment at which it is written, which may be after that at which this statement arrived.
 _MATCHES = """
@@ -112,14 +120,67 @@ class Look(NamedTuple):
     unpublished: int  # expired sessions whose event was not heard
     twice: int  # members in two live matches
     outliving: int  # live matches of which a member's session is over
+    untold: list[str]  # members whose connected client shows another session than they have
+
+
+class Phones(Observer):
+    """Members who are connected to the gateway, and what their clients show; they connect again at once."""
+
+    def __init__(self, stack: Stack, history: History) -> None:
+        super().__init__(stack, history)
+        self._shown: dict[str, tuple[str, float] | None] = {}  # of those who are connected and know
+
+    def _run(self) -> None:
+        asyncio.run(self._connect_all())
+
+    def session_of(self) -> dict[str, str | None]:
+        """Return which session each connected client shows now; one that has run out is not shown any more."""
+        now = time.time()
+        shown = list(self._shown.items())
+        return {member: session[0] if session and session[1] > now else None for member, session in shown}
+
+    async def _connect_all(self) -> None:
+        members = list(self._stack.tokens)[:PHONES]
+        tasks = [asyncio.create_task(self._stay_connected(member)) for member in members]
+        while not self._stopping.is_set():
+            await asyncio.sleep(0.2)
+        for task in tasks:
+            task.cancel()
+
+    async def _stay_connected(self, member: str) -> None:
+        address = f"ws://127.0.0.1:{self._stack.live_port}/socket.io/?EIO=4&transport=websocket"
+        while True:
+            with contextlib.suppress(OSError, WebSocketException):
+                async with connect(address, compression=None, ping_interval=None, open_timeout=10) as socket:
+                    async for packet in socket:
+                        await self._hear(member, socket, str(packet))
+            self._shown.pop(member, None)
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _hear(self, member: str, socket: ClientConnection, packet: str) -> None:
+        if packet.startswith("0"):
+            await socket.send("40" + json.dumps({"token": self._stack.tokens[member]}))
+        elif packet == "2":
+            await socket.send("3")
+        elif packet.startswith("42"):
+            name, payload = json.loads(packet[2:])
+            if name == "after_hours:state":
+                session = payload["session"]
+                self._shown[member] = session and (session["id"], epoch(session["expiresAt"]))
+            elif name in {"after_hours:session_started", "after_hours:session_extended"}:
+                self._shown[member] = payload["sessionId"], epoch(payload["expiresAt"])
+            elif name in {"after_hours:session_ended", "after_hours:session_expired"}:
+                shown = self._shown.get(member)
+                if shown and shown[0] == payload["sessionId"]:
+                    self._shown[member] = None
 
 
 class Probe(Observer):
     """Compares the sessions in the database with the timers in Redis, and with the events heard."""
 
-    def __init__(self, stack: Stack, history: History, subscriber: Subscriber) -> None:
+    def __init__(self, stack: Stack, history: History, subscriber: Subscriber, phones: Phones) -> None:
         super().__init__(stack, history)
-        self._subscriber = subscriber
+        self._subscriber, self._phones = subscriber, phones
         self.last: Look | None = None
 
     def _run(self) -> None:
@@ -130,9 +191,8 @@ class Probe(Observer):
                 self.last = None
             else:
                 seen = self.last
-                self._history.write(
-                    "probe", at=seen.at, missing=seen.missing, twice=seen.twice, outliving=seen.outliving
-                )
+                found = {key: getattr(seen, key) for key in ("at", "missing", "twice", "outliving", "untold")}
+                self._history.write("probe", **found)
 
     def look(self) -> Look:
         """Look once. Raises psycopg2.Error or RedisError."""
@@ -146,9 +206,12 @@ class Probe(Observer):
             expiries = cursor.fetchall()
             cursor.execute(_MATCHES)
             [(twice, outliving)] = cursor.fetchall()
+            cursor.execute(_ACTIVE)
+            active = dict(cursor.fetchall())
+            untold = [member for member, session in self._phones.session_of().items() if active.get(member) != session]
         needed = {second for second, _ in expiries}
         needed |= {second - WARNING_SECONDS for second, now in expiries if second - WARNING_SECONDS > now + 1}
-        return Look(at, sorted(needed - self._armed()), overdue, len(unpublished), twice, outliving)
+        return Look(at, sorted(needed - self._armed()), overdue, len(unpublished), twice, outliving, untold)
 
     def _armed(self) -> set[int]:
         """Return the seconds that have a timer, and a job for it."""

@@ -1,4 +1,4 @@
-"""Real processes: PostgreSQL, Valkey, gunicorn, two workers, two schedulers; supervised, as by systemd."""
+"""Real processes: PostgreSQL, Valkey, gunicorn, two workers, two schedulers, a gateway; supervised, as by systemd."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -38,6 +39,12 @@ _MEMBERS = """
     ANALYZE;
     SELECT id FROM users
 """
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 class Server(Generic[T]):
@@ -125,6 +132,7 @@ class Stack:
         self._clock = folder / "clock"
         self.shift_clock(0)
         secret = secrets.token_urlsafe(48)
+        self.live_port = free_port()
         self._environment = {
             "PATH": os.environ["PATH"],
             "DATABASE_URL": self.database_url,
@@ -133,6 +141,7 @@ class Stack:
             "LOCATION_SECRET": secrets.token_urlsafe(48),
             "AFTER_HOURS_MINUTE_SECONDS": "1",
             "RATELIMIT_ENABLED": "false",
+            "LIVE_PORT": str(self.live_port),
             "PYTHONPATH": str(CLOCK),
             "CHAOS_CLOCK": str(self._clock),
         }
@@ -143,6 +152,7 @@ class Stack:
             "worker-2": ["worker.py"],
             "scheduler-1": ["scheduler.py"],
             "scheduler-2": ["scheduler.py"],
+            "live": ["live.py"],
         }
         self.processes = {name: Process(name, command, folder) for name, command in commands.items()}
         self._migrate()
@@ -194,7 +204,7 @@ class Stack:
         return url
 
     def kill(self, kind: str) -> None:
-        """Kill all processes of a kind: `api` (with gunicorn's arbiter), `worker` or `scheduler`."""
+        """Kill all processes of a kind: `api` (with gunicorn's arbiter), `worker`, `scheduler` or `live`."""
         for process in self.processes.values():
             if process.name.startswith(kind):
                 process.kill()

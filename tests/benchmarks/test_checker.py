@@ -100,6 +100,7 @@ BROKEN: list[tuple[str, list[dict[str, Any]]]] = [
     (checker.MATCHED_TWICE, [{"kind": "probe", "at": T + 1, "missing": [], "twice": 2, "outliving": 0}]),
     (checker.OUTLIVES, [{"kind": "probe", "at": T + 1, "missing": [], "twice": 0, "outliving": 1}]),
     (checker.TIMER_MISSING, [{"kind": "probe", "at": T + at, "missing": [int(T) + 16]} for at in (1.0, 2.0, 3.0)]),
+    (checker.TOLD_FALSE, [{"kind": "probe", "at": T + at, "missing": [], "untold": ["m"]} for at in (1.0, 9.0, 16.5)]),
     (checker.NOT_RECOVERED, [{"kind": "recovered", "at": T + 60, "fault": "calm", "seconds": None}]),
     (checker.EVENT_MISSING, [START, ROW]),
     (checker.EVENT_DOUBLED, [START, ROW, TOLD, told(26.1)]),
