@@ -116,14 +116,17 @@ def node(folder: Path) -> list[str]:
     npm, program = shutil.which("npm"), shutil.which("node")
     if not npm or not program:
         pytest.skip("no node here: Debian has it in the packages nodejs and npm")
-    done = subprocess.run(
-        [npm, "install", "--no-audit", "--no-fund", "--silent", "socket.io-client@4.8"],
-        check=False,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    if done.returncode:
-        pytest.skip(f"socket.io-client could not be installed: {done.stderr[-200:]}")
+    install = [
+        npm,
+        "install",
+        "--no-audit",
+        "--no-fund",
+        "--fetch-retries=0",
+        "--fetch-timeout=20000",
+        "socket.io-client@4.8",
+    ]
+    try:
+        subprocess.run(install, check=True, cwd=folder, capture_output=True, timeout=120)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"socket.io-client could not be installed: {error}")
     return [program, write(folder, "client.mjs", CLIENTS["js"])]
