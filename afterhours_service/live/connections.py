@@ -53,7 +53,7 @@ class Connection:
 
     id: str
     member_id: str
-    token_expires_at: float
+    token_expires_at: int
     wire: Wire
     shown: dict[str, Shown] = field(default_factory=dict)
     is_stale: bool = True

@@ -211,10 +211,13 @@ class Gateway:
             await asyncio.sleep(TICK_SECONDS)
             now = time.time()
             for connection in self._connections:
-                if connection.token_expires_at <= now:
+                if connection.wire.is_lost:  # while it was being let in
+                    self._connections.remove(connection.id)
+                elif connection.token_expires_at <= now:
                     self._end(connection, "token expired")
                 elif connection.is_overdue(now):
                     self._refresh([connection])
+            metrics.LIVE_CONNECTIONS.set(len(self._connections))
             try:
                 await self._check()
             except Exception as error:  # noqa: BLE001 - the next look is in a second

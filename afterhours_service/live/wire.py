@@ -92,6 +92,11 @@ class Wire:
         """Whether the client reads what it is sent."""
         return self._protocol.writable.is_set()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has ended."""
+        return self._protocol.disconnected
+
     def when_writable(self, call: Callable[[], None]) -> None:
         """Call a function each time that the client reads again."""
         self._protocol.on_writable = call

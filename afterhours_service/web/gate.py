@@ -31,7 +31,7 @@ class Token(NamedTuple):
     """A valid token. expires_at: seconds since the epoch."""
 
     member_id: str
-    expires_at: float
+    expires_at: int  # of any size
 
 
 def current_member_id() -> str:
@@ -147,4 +147,4 @@ def read_token(token: str, settings: Settings) -> Token:
     member_id = claims.get("userId", claims.get("sub"))
     if not isinstance(member_id, str) or not 1 <= len(member_id) <= MEMBER_ID_LENGTH or not is_storable(member_id):
         raise errors.TokenInvalid
-    return Token(member_id, float(claims["exp"]))
+    return Token(member_id, int(claims["exp"]))

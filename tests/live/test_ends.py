@@ -1,6 +1,7 @@
 """How connections end, and what a client may not do."""
 
 import json
+import queue
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from afterhours_service.telemetry import metrics
 from tests.client import start, withdraw
 from tests.factories import Factory, token
 from tests.live.phone import STATE, RawPhone
+from tests.stopwatch import eventually
 
 
 @pytest.fixture
@@ -146,3 +148,15 @@ def test_what_is_not_an_event_harms_nobody(factory: Factory, redis: Any, phone: 
     redis.publish(CHANNEL, data)
     redis.publish(CHANNEL, json.dumps({"type": "after_hours:no_matches", "targetUserId": member, "payload": {}}))
     assert connected.next() == ("after_hours:no_matches", {})
+
+
+@pytest.mark.usefixtures("often")
+def test_who_hangs_up_while_being_let_in_is_forgotten(gateway: str, factory: Factory, phone: Any) -> None:
+    member = factory.member()
+    for _ in range(20):
+        RawPhone(gateway).says(hello(member)).socket.close()
+    connected = phone()(token(member))
+    assert connected.hears(STATE)
+    eventually(lambda: metrics.LIVE_CONNECTIONS._value.get() == 1)
+    with pytest.raises(queue.Empty):
+        connected.next(seconds=0.3)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterhours_service.web import errors
-from afterhours_service.web.gate import member_of
+from afterhours_service.web.gate import member_of, read_token
 from tests.client import SESSION
 from tests.conftest import make_settings
 from tests.factories import SECRET, Factory, bearer, token
@@ -372,3 +372,7 @@ def test_the_gate_is_one_query(wire: Wire, make_app: Callable[..., Flask], facto
     wire.queries.clear()
     assert ask(client, headers).json["code"] == "CONSENT_REQUIRED"
     assert len(wire.queries) == 1
+
+
+def test_a_token_may_be_valid_for_ever() -> None:
+    assert read_token(forge(claims(exp=10**400)), HS256) == ("m", 10**400)
