@@ -27,13 +27,13 @@ from urllib.request import urlopen
 import psycopg2
 from flask_migrate import upgrade
 from redis import Redis
-from websockets.asyncio.client import ClientConnection, connect
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
 from afterhours_service.jobs.events import CHANNEL
 from afterhours_service.stores.database import db
 from afterhours_service.web.gate import token_for
+from benchmarks import phones
 from dev.embedded import guarded, home, postgres, release, stop_on_signals, valkey
 
 ROOT = Path(__file__).parent.parent
@@ -190,9 +190,8 @@ class _Clients:
     def __init__(self, pipe: Connection, members: list[str]) -> None:
         self._pipe, self._members = pipe, members
         self._settings = Settings.from_environ()
-        self._sockets: list[ClientConnection] = []
         self._late: list[float] = []
-        self._strangers = self._refused = 0
+        self._connected = self._refused = self._strangers = 0
 
     async def run(self) -> None:
         """Do what the pipe says, until the process is ended."""
@@ -210,26 +209,20 @@ class _Clients:
     async def _connect_all(self) -> None:
         turn = asyncio.Semaphore(AT_ONCE)
         self._tasks = [asyncio.create_task(self._connect(member, turn)) for member in self._members]
-        while len(self._sockets) + self._refused < len(self._members):
+        while self._connected + self._refused < len(self._members):
             await asyncio.sleep(0.05)
 
     async def _connect(self, member: str, turn: asyncio.Semaphore) -> None:
+        heard = phones.events(PORT, token_for(member, self._settings, 3600))
         async with turn:
-            address = f"ws://127.0.0.1:{PORT}/socket.io/?EIO=4&transport=websocket"
-            socket = await connect(address, compression=None, ping_interval=None, open_timeout=60)
-            await socket.recv()
-            await socket.send("40" + json.dumps({"token": token_for(member, self._settings, 3600)}))
-            if not str(await socket.recv()).startswith("40") or "after_hours:state" not in str(await socket.recv()):
+            try:
+                await anext(heard)  # the state
+            except OSError:
                 self._refused += 1
                 return
-        self._sockets.append(socket)
-        async for message in socket:
-            if message == "2":
-                await socket.send("3")
-                continue
-            now = time.time()
-            _, payload = json.loads(str(message)[2:])
-            self._late.append(now - payload["at"])
+        self._connected += 1
+        async for _, payload in heard:
+            self._late.append(time.time() - payload["at"])
             self._strangers += payload["sessionId"] != member
 
 

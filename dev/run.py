@@ -37,10 +37,10 @@ def main() -> None:
     state.mkdir(exist_ok=True)
     stop_on_signals()
     for port in range(options.port, options.port + 3):
-        if _is_taken(port):
+        if is_taken(port):
             raise SystemExit(f"Port {port} is in use. Choose three others: PORT={options.port + 10} make run")
-    given = {name for name in ("DATABASE_URL", "REDIS_URL") if os.environ.get(name)}
-    with contextlib.suppress(KeyboardInterrupt), _servers(state) as urls:
+    given = {name: os.environ[name] for name in ("DATABASE_URL", "REDIS_URL") if os.environ.get(name)}
+    with contextlib.suppress(KeyboardInterrupt), _servers(state, given) as urls:
         os.environ |= urls | {"AFTER_HOURS_MINUTE_SECONDS": options.minute_seconds}
         for name in ("JWT_SECRET", "LOCATION_SECRET"):
             os.environ.setdefault(name, _secret(state / name.lower()))
@@ -74,9 +74,8 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _servers(state: Path) -> Iterator[dict[str, str]]:
-    """Yield the URLs of the servers: those of the environment, where set; else the embedded ones."""
-    given = {name: os.environ[name] for name in ("DATABASE_URL", "REDIS_URL") if os.environ.get(name)}
+def _servers(state: Path, given: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Yield the URLs of the servers: those that are given; else the embedded ones."""
     if len(given) == 2:
         yield given
         return
@@ -114,7 +113,8 @@ def _wait_for(port: int, processes: Processes) -> None:
     raise SystemExit("The service did not start within 30 s.")
 
 
-def _is_taken(port: int) -> bool:
+def is_taken(port: int) -> bool:
+    """Return whether a port of the loopback is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

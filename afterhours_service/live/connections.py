@@ -56,7 +56,7 @@ class Connection:
     token_expires_at: int
     wire: Wire
     shown: dict[str, Shown] = field(default_factory=dict)
-    is_stale: bool = True
+    is_stale: bool = False
     waiting: list[Event] | None = None
     told_at: float = 0.0
 
@@ -113,15 +113,13 @@ class Connections:
         theirs.append(connection)
         return theirs[:-CONNECTIONS_PER_MEMBER]
 
-    def remove(self, connection_id: str) -> Connection | None:
-        """Forget a connection, and return it; None if it is unknown, such as one that was refused."""
-        connection = self._by_id.pop(connection_id, None)
-        if connection:
+    def remove(self, connection_id: str) -> None:
+        """Forget a connection, if it is known: one that was refused is not."""
+        if connection := self._by_id.pop(connection_id, None):
             theirs = self._by_member[connection.member_id]
             theirs.remove(connection)
             if not theirs:
                 del self._by_member[connection.member_id]
-        return connection
 
     def of(self, member_id: str) -> list[Connection]:
         """Return the member's connections."""

@@ -114,13 +114,11 @@ class Gateway:
             asyncio.get_running_loop().call_later(GOODBYE_SECONDS, wire.abort)
             raise RefusedError(failure.body["error"], failure.body) from failure
         metrics.LIVE_CONNECTS.labels("").inc()
-        metrics.LIVE_CONNECTIONS.set(len(self._connections))
         wire.on_welcome = lambda: self._begin(self._tell_state(connection, found))
         wire.when_writable(lambda: self._refresh([connection]))
 
     async def _disconnect(self, connection_id: str, _reason: str) -> None:
         self._connections.remove(connection_id)
-        metrics.LIVE_CONNECTIONS.set(len(self._connections))
 
     async def _listen(self) -> None:
         """Deliver events; after each interruption bring everybody up to date."""
@@ -177,21 +175,16 @@ class Gateway:
 
     async def _tell_state(self, connection: Connection, found: dict[str, Any] | None = None) -> None:
         """Send the state, and then the events that came meanwhile; until the database answers, try again."""
-        connection.is_stale = found is None
-        while connection in self._connections:
-            if connection.is_stale:
-                connection.is_stale = False
-                try:
-                    found = await self._ask(state.read, connection.member_id)
-                except Exception as error:  # noqa: BLE001 - the client waits for the state, whatever failed
-                    logger.warning("state could not be read", error=type(error).__name__)
-                    connection.is_stale = True
-                    await asyncio.sleep(RETRY_SECONDS)
-                    continue
-            if found and not connection.is_stale:
-                break
-        else:
-            return
+        while found is None or connection.is_stale:
+            if connection not in self._connections:
+                return
+            connection.is_stale = False
+            try:
+                found = await self._ask(state.read, connection.member_id)
+            except Exception as error:  # noqa: BLE001 - the client waits for the state, whatever failed
+                logger.warning("state could not be read", error=type(error).__name__)
+                connection.is_stale = True
+                await asyncio.sleep(RETRY_SECONDS)
         metrics.LIVE_STATES.inc()
         waiting, connection.waiting = connection.waiting or [], None
         for event in ((STATE, found), *waiting):

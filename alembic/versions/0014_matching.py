@@ -167,7 +167,9 @@ FUNCTIONS = """
         before uuid;
         minute interval := interval '1 second'
             * coalesce(nullif(current_setting('after_hours.minute_seconds', true), '')::integer, 60);
-        is_anew boolean := OLD.expires_at < moment + 2 * minute;
+        is_anew boolean := OLD.expires_at < moment + 2 * minute
+            OR (OLD.discovery_key::text, OLD.discovery_wish::text)
+                IS DISTINCT FROM (NEW.discovery_key::text, NEW.discovery_wish::text);
     BEGIN
         SELECT match_id INTO taken FROM {search} WHERE user_id = NEW.user_id AND session_id = NEW.id;
         IF NOT FOUND THEN -- a session of another service, or matching is off: the match may be another service's
@@ -194,8 +196,6 @@ FUNCTIONS = """
                             CASE NEW.user_id WHEN user_id_1 THEN user_id_2 ELSE user_id_1 END))
                     WHERE id = taken AND ended_at IS NULL AND declined_by IS NULL
                         AND match.expires_at > clock_timestamp() AND NEW.expires_at <> OLD.expires_at;
-                is_anew := is_anew OR (OLD.discovery_key::text, OLD.discovery_wish::text)
-                    IS DISTINCT FROM (NEW.discovery_key::text, NEW.discovery_wish::text);
                 UPDATE {search} SET key = NEW.discovery_key, wish = NEW.discovery_wish,
                     looked_at = CASE WHEN match_id IS NOT NULL OR NOT is_anew THEN looked_at END,
                     told_at = CASE WHEN match_id IS NOT NULL OR NOT is_anew THEN told_at END,

@@ -12,9 +12,9 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
+from benchmarks import phones
 from benchmarks.chaos.checker import epoch
 from benchmarks.chaos.history import History
 from benchmarks.chaos.stack import Stack
@@ -148,31 +148,23 @@ class Phones(Observer):
             task.cancel()
 
     async def _stay_connected(self, member: str) -> None:
-        address = f"ws://127.0.0.1:{self._stack.live_port}/socket.io/?EIO=4&transport=websocket"
         while True:
             with contextlib.suppress(OSError, WebSocketException):
-                async with connect(address, compression=None, ping_interval=None, open_timeout=10) as socket:
-                    async for packet in socket:
-                        await self._hear(member, socket, str(packet))
+                async for name, payload in phones.events(self._stack.live_port, self._stack.tokens[member]):
+                    self._hear(member, name, payload)
             self._shown.pop(member, None)
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    async def _hear(self, member: str, socket: ClientConnection, packet: str) -> None:
-        if packet.startswith("0"):
-            await socket.send("40" + json.dumps({"token": self._stack.tokens[member]}))
-        elif packet == "2":
-            await socket.send("3")
-        elif packet.startswith("42"):
-            name, payload = json.loads(packet[2:])
-            if name == "after_hours:state":
-                session = payload["session"]
-                self._shown[member] = session and (session["id"], epoch(session["expiresAt"]))
-            elif name in {"after_hours:session_started", "after_hours:session_extended"}:
-                self._shown[member] = payload["sessionId"], epoch(payload["expiresAt"])
-            elif name in {"after_hours:session_ended", "after_hours:session_expired"}:
-                shown = self._shown.get(member)
-                if shown and shown[0] == payload["sessionId"]:
-                    self._shown[member] = None
+    def _hear(self, member: str, name: str, payload: dict[str, Any]) -> None:
+        if name == "after_hours:state":
+            session = payload["session"]
+            self._shown[member] = session and (session["id"], epoch(session["expiresAt"]))
+        elif name in {"after_hours:session_started", "after_hours:session_extended"}:
+            self._shown[member] = payload["sessionId"], epoch(payload["expiresAt"])
+        elif name in {"after_hours:session_ended", "after_hours:session_expired"}:
+            shown = self._shown.get(member)
+            if shown and shown[0] == payload["sessionId"]:
+                self._shown[member] = None
 
 
 class Probe(Observer):

@@ -1,11 +1,9 @@
 """The page of `make run`, in a real browser: a whole evening, and an engine room that breaks things."""
 
-import contextlib
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 from dev.demo import portrait
 from dev.page import make_page
 from dev.processes import Processes
+from dev.run import is_taken
 from tests.conftest import ROOT
 from tests.processes import free_port
 from tests.stopwatch import eventually
@@ -41,12 +40,6 @@ def three_free_ports() -> int:
     while is_taken(first + 1) or is_taken(first + 2):
         first = free_port()
     return first
-
-
-def is_taken(port: int) -> bool:
-    with contextlib.suppress(OSError, OverflowError), socket.create_server(("127.0.0.1", port)):
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A member's phone, connected to a gateway."""
 
+import json
 import queue
 from typing import Any, Self
 
@@ -7,8 +8,15 @@ import socketio
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from tests.factories import token
+
 STATE = "after_hours:state"
 PATIENCE_SECONDS = 60
+
+
+def hello(member: str) -> str:
+    """Return what a phone says first."""
+    return "40" + json.dumps({"token": token(member)})
 
 
 class Phone:
@@ -49,9 +57,15 @@ class Phone:
 class RawPhone:
     """A WebSocket on which a test says what it likes. It reads when the test does."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, origin: str | None = None) -> None:
         address = f"{url.replace('http', 'ws')}/socket.io/?EIO=4&transport=websocket"
-        self.socket: ClientConnection = connect(address, max_queue=1, ping_interval=None, legacy=True)
+        self.socket: ClientConnection = connect(
+            address,
+            additional_headers={"Origin": origin} if origin else {},
+            max_queue=1,
+            ping_interval=None,
+            legacy=True,
+        )
         assert str(self.socket.recv(PATIENCE_SECONDS)).startswith("0{")
 
     def says(self, text: str) -> Self:

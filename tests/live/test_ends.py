@@ -14,7 +14,7 @@ from afterhours_service.live import wire
 from afterhours_service.telemetry import metrics
 from tests.client import start, withdraw
 from tests.factories import Factory, token
-from tests.live.phone import STATE, RawPhone
+from tests.live.phone import STATE, RawPhone, hello
 from tests.stopwatch import eventually
 
 
@@ -23,10 +23,6 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look often."""
     monkeypatch.setattr(module, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
-
-
-def hello(member: str) -> str:
-    return "40" + json.dumps({"token": token(member)})
 
 
 @pytest.mark.usefixtures("often")

@@ -18,8 +18,7 @@ from flask.testing import FlaskClient
 from tests.client import end, start
 from tests.conftest import ROOT
 from tests.factories import SECRET, Factory, token
-from tests.live.phone import RawPhone
-from tests.live.test_ends import hello
+from tests.live.phone import RawPhone, hello
 from tests.processes import Processes, environ, free_port
 from tests.stopwatch import eventually
 
