@@ -69,7 +69,10 @@ class Connection:
         elif name in _SUBJECTS:
             subject, goes_on = _SUBJECTS[name]
             if goes_on:
-                self.shown[subject] = Shown.of(subject, payload)
+                try:
+                    self.shown[subject] = Shown.of(subject, payload)
+                except (TypeError, ValueError):  # it does not say until when: the next look at everybody will
+                    self.shown.pop(subject, None)
             elif subject in self.shown and self.shown[subject].id == payload.get(f"{subject}Id"):
                 del self.shown[subject]
 

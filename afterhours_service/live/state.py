@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from afterhours_service.config import current_settings
 from afterhours_service.matching import service as matching
 from afterhours_service.matching.schemas import MatchSchema
 from afterhours_service.sessions import service as sessions
@@ -21,5 +20,5 @@ def admit(member_id: str) -> dict[str, Any]:
 def read(member_id: str) -> dict[str, Any]:
     """Return the payload of `after_hours:state`. Raises DBAPIError, and TimeoutError when the pool is exhausted."""
     session = sessions.status(member_id)
-    match = matching.current(member_id).match if session and current_settings().matching_enabled else None
+    match = matching.current(member_id).match if session else None
     return {"session": session and _SESSION.dump(session), "match": match and _MATCH.dump(match)}

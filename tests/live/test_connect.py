@@ -31,6 +31,14 @@ def test_the_state_is_what_the_api_answers(app: Flask, client: FlaskClient, fact
     assert state["match"] == match
 
 
+def test_a_live_match_is_told_while_matching_is_switched_off(
+    app: Flask, make_app: Any, factory: Factory, serve: Any, phone: Any
+) -> None:
+    pair = matched(app, factory)
+    _, state = phone(serve(make_app(matching_enabled=False)))(token(pair.one)).next()
+    assert state["match"]["id"] == pair.match
+
+
 @pytest.mark.parametrize(
     ("trait", "code"),
     [

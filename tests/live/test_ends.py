@@ -156,3 +156,13 @@ def test_who_hangs_up_while_being_let_in_is_forgotten(gateway: str, factory: Fac
     eventually(lambda: metrics.LIVE_CONNECTIONS._value.get() == 1)
     with pytest.raises(queue.Empty):
         connected.next(seconds=0.3)
+
+
+def test_an_event_that_does_not_say_until_when_is_delivered_as_it_is(factory: Factory, redis: Any, phone: Any) -> None:
+    member = factory.member()
+    connected = phone()(token(member))
+    connected.next()
+    for payload in ({}, {"sessionId": "x", "expiresAt": "later"}, {"sessionId": "x", "expiresAt": 7}):
+        event = {"type": "after_hours:session_started", "targetUserId": member, "payload": payload}
+        redis.publish(CHANNEL, json.dumps(event))
+        assert connected.next() == ("after_hours:session_started", payload)
