@@ -201,6 +201,7 @@ class Gateway:
     async def _watch(self) -> None:
         """Every second: end the connections of members who may not be connected any more; notice missed ends."""
         while True:
+            metrics.LIVE_CONNECTIONS.set(len(self._connections))
             await asyncio.sleep(TICK_SECONDS)
             now = time.time()
             for connection in self._connections:
@@ -210,7 +211,6 @@ class Gateway:
                     self._end(connection, "token expired")
                 elif connection.is_overdue(now):
                     self._refresh([connection])
-            metrics.LIVE_CONNECTIONS.set(len(self._connections))
             try:
                 await self._check()
             except Exception as error:  # noqa: BLE001 - the next look is in a second

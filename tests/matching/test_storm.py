@@ -42,7 +42,7 @@ class Storm:
 
     def __init__(self, app: Flask, database_url: str, members: list[str]) -> None:
         self._app, self._url, self._members = app, database_url, members
-        self.answers: Counter[tuple[str, int]] = Counter()
+        self.answers: Counter[tuple[str, int, str | None]] = Counter()  # by path, status and code
         self.broken: list[Exception] = []
         self.twice: list[Any] = []
 
@@ -71,7 +71,7 @@ class Storm:
         def ask(method: str, path: str, body: Any = None) -> Any:
             client = self._app.test_client()
             answer = client.open(f"{API}/{path}", method=method, json=body, headers=bearer(member))
-            self.answers[path, answer.status_code] += 1
+            self.answers[path, answer.status_code, (answer.json or {}).get("code")] += 1
             return answer.json
 
         def answer_match() -> None:
