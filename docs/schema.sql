@@ -149,7 +149,7 @@ CREATE INDEX idx_after_hours_sessions_ended ON after_hours_sessions USING btree 
 COMMENT ON INDEX idx_after_hours_sessions_ended IS 'made by After Hours 0001';
 CREATE INDEX idx_after_hours_sessions_expires ON after_hours_sessions USING btree (expires_at) WHERE (ended_at IS NULL);
 COMMENT ON INDEX idx_after_hours_sessions_expires IS 'made by After Hours 0001';
-CREATE INDEX idx_after_hours_sessions_nearest ON after_hours_sessions USING gist (cube(((((1048576)::double precision * floor((cube_ll_coord(discovery_key, 3) / (25000)::double precision))) + ((1024)::double precision * floor((cube_ll_coord(discovery_key, 2) / (25000)::double precision)))) + floor((cube_ll_coord(discovery_key, 1) / (25000)::double precision)))), discovery_key) WHERE (ended_at IS NULL);
+CREATE INDEX idx_after_hours_sessions_nearest ON after_hours_sessions USING gist (cube(((((1048576)::double precision * floor((cube_ll_coord(discovery_key, 3) / (25000)::double precision))) + ((1024)::double precision * floor((cube_ll_coord(discovery_key, 2) / (25000)::double precision)))) + floor((cube_ll_coord(discovery_key, 1) / (25000)::double precision)))), discovery_key) WHERE ((ended_at IS NULL) AND (discovery_key IS NOT NULL));
 CREATE INDEX idx_after_hours_sessions_user_started ON after_hours_sessions USING btree (user_id, started_at);
 COMMENT ON INDEX idx_after_hours_sessions_user_started IS 'made by After Hours 0013';
 ALTER TABLE ONLY after_hours_sessions ADD CONSTRAINT after_hours_sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES users(id) ON DELETE CASCADE;

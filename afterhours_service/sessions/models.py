@@ -125,7 +125,8 @@ Index(
     CELL,
     AfterHoursSession.discovery_key,
     postgresql_using="gist",
-    postgresql_where=AfterHoursSession.unended(),
+    # The second condition keeps other statements off this index (docs/decisions/0013).
+    postgresql_where=and_(AfterHoursSession.unended(), AfterHoursSession.discovery_key.is_not(None)),
 )
 Index("idx_after_hours_sessions_expires", AfterHoursSession.expires_at, postgresql_where=AfterHoursSession.unended())
 Index("idx_after_hours_sessions_ended", AfterHoursSession.ended_at, postgresql_where=~AfterHoursSession.unended())
