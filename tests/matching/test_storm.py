@@ -108,7 +108,8 @@ class Storm:
         """Insert and decline as the host does; shorten waits and memories, so that more happens."""
         with contextlib.closing(psycopg2.connect(self._url)) as connection, connection.cursor() as cursor:
             connection.autocommit = True
-            with contextlib.suppress(psycopg2.errors.UniqueViolation):
+            # Somebody is matched already, or an erasure took the session that the statement found.
+            with contextlib.suppress(psycopg2.errors.UniqueViolation, psycopg2.errors.ForeignKeyViolation):
                 cursor.execute(NODE, dice.sample(self._members, 2))
             # The host locks the match before its member; a withdrawal and an erasure lock the member first, and repeat.
             with contextlib.suppress(psycopg2.errors.DeadlockDetected):
