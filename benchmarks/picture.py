@@ -4,16 +4,8 @@ import math
 
 import numpy as np
 
-from afterhours_service.places.blur import BLUR_BOUND_METRES, CELL_RADIUS_METRES, Point
-from benchmarks.attack import (
-    LEGACY_RADIUS_METRES,
-    Array,
-    Plane,
-    cells_around,
-    keyed_track,
-    legacy_fuzz,
-    squared_distances,
-)
+from afterhours_service.places.blur import BLUR_BOUND_METRES, CELL_RADIUS_METRES, NEAR_METRES, Point
+from benchmarks.blurs import FUZZ_RADIUS_METRES, Array, Cells, Plane, fuzz
 
 MEMBER_ID = "member-5"
 SESSIONS = 300
@@ -33,14 +25,20 @@ def draw(home: Point, *, secret: bytes) -> str:
     rng = np.random.default_rng(1)
     plane = Plane(home)
     fixes = rng.normal(0, NOISE_METRES, (SESSIONS, 2))
-    fuzzed = legacy_fuzz(fixes, plane, rng)
-    cells = plane.metres(cells_around([home], member_id=MEMBER_ID, secret=secret))
-    track = keyed_track(squared_distances(fixes, cells), retained=14)
-    shown = cells[[cell for _, cell in track]]
-    to_neighbour = cells[np.hypot(*(cells - shown[0]).T).argsort()[1]] - shown[0]
-    grid = [_hexagon(cell, math.atan2(to_neighbour[1], to_neighbour[0])) for cell in cells]
-    before = [_circle(np.zeros(2), LEGACY_RADIUS_METRES), *_dots(fuzzed), _HOME, _cross(fuzzed.mean(axis=0))]
-    now = [*grid, _circle(shown[0], BLUR_BOUND_METRES), *_dots(np.unique(shown, axis=0), radius=6), _HOME]
+    fuzzed = fuzz(fixes, plane, rng)
+    cells = Cells(plane, 400, member_id=MEMBER_ID, secret=secret)
+    shown = cells.points[np.unique(cells.track(fixes, [0] * SESSIONS, 90).shown)]
+    order = np.hypot(*cells.centres.T).argsort()
+    own, neighbour = cells.centres[order[:2]]
+    bearing = math.atan2(*(neighbour - own)[::-1])
+    near = [cell for cell in cells.centres if np.hypot(*cell) <= NEAR_METRES]
+    before = [_circle(np.zeros(2), FUZZ_RADIUS_METRES), *_dots(fuzzed), _HOME, _cross(fuzzed.mean(axis=0))]
+    now = [
+        *(_hexagon(cell, bearing) for cell in near),
+        _circle(shown[0], BLUR_BOUND_METRES),
+        *_dots(shown, radius=6),
+        _HOME,
+    ]
     return "\n".join(
         [
             '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 432" role="img" aria-labelledby="title">',
@@ -49,7 +47,7 @@ def draw(home: Point, *, secret: bytes) -> str:
             '<clipPath id="frame"><rect x="-170" y="-165" width="340" height="330" rx="6"/></clipPath>',
             '<rect width="720" height="432" fill="#fff"/>',
             *_panel(185, f"Before: {SESSIONS} random points", "their mean (+) is the home", before),
-            *_panel(535, f"Now: {SESSIONS} times the same point", "the home may be anywhere in its cell", now),
+            *_panel(535, f"Now: {SESSIONS} times the same point", "the home may be anywhere in the circle", now),
             f'<path d="M20 413v8m0 -4h{250 / _SCALE:.1f}m0 -4v8" fill="none" stroke="#374151"/>',
             '<text x="78" y="421">250 m</text>',
             "</svg>\n",

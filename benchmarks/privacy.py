@@ -1,176 +1,247 @@
 """The published attack on the location blur: `python -m benchmarks.privacy [--members N] [--svg FILE]`.
 
 Simulates members who go live from home again and again, and an adversary who sees every point they are shown at, under
-the fuzz before (a fresh random point within 500 m at every start) and under the keyed blur. Prints Markdown tables.
-The seed is fixed: the figures are the same at every run.
+the three blurs that the project has had. Prints Markdown tables. The seed is fixed: the figures are the same at every
+run.
 """
 
 import argparse
 import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from afterhours_service.places.blur import Point, blur, distance_metres, shown_distance_km
-from benchmarks.attack import (
-    ESTIMATORS,
-    HORIZONS,
-    Array,
-    Estimates,
-    Plane,
-    attack_keyed,
-    attack_legacy,
-    cells_around,
-    keyed_track,
-    legacy_fuzz,
-    squared_distances,
-)
+from afterhours_service.places.blur import surroundings as look_around
+from benchmarks.attack import Estimates, attack_fuzz, attack_grid, attack_points
+from benchmarks.blurs import Array, Cells, Plane, Track, fuzz, grid, grid_track, in_disc
 from benchmarks.picture import draw
 
 SECRET = b"a secret of the benchmark's own, 32+ bytes"
 CITY = Point(52.52, 13.405)
 CITY_RADIUS_METRES = 10_000
 NOISES_METRES = (8.0, 30.0)
-RETAINED_SESSIONS = 14
-"""What a member who goes live twice a day leaves within the retention of 7 days."""
+HORIZONS = (1, 10, 100, 1000)
+PLACE_DAYS = 90.0
+NEARBY_METRES = 1000
 
-FUZZ = "fuzz before; home anywhere"
-ANYWHERE = "home anywhere"
-EDGE = "home on an edge"
-VERTEX = "home at a vertex"
-COMMUTER = "commuter: the other place 1–10 km away"
-NEIGHBOUR = "commuter: the other place within 1 km"
-BOTH_CELLS = "home on an edge; frequents both cells"
-FORGOTTEN = "home anywhere; memory lost every time"
-EDGE_FORGOTTEN = "home on an edge; memory lost every time"
-SCENARIOS = (FUZZ, ANYWHERE, EDGE, VERTEX, COMMUTER, NEIGHBOUR, BOTH_CELLS, FORGOTTEN, EDGE_FORGOTTEN)
 
-SOURCES = (EXACT_POINT, LEGACY_POINT, BLURRED_POINT) = ("the exact point", "the fuzz before, once", "the keyed blur")
+@dataclass(frozen=True)
+class Case:
+    """What a member does, and what the adversary knows.
+
+    others: when they are elsewhere within 1 km, as often as at home, at another place each time; `one` is always the
+    same place, and visited in turn with home. every_days: how far apart the visits home are. knows: beyond the points
+    and the algorithm, the member's cells, or the whole memory and the secret.
+    """
+
+    title: str
+    blur: Literal["fuzz", "grid", "cells"] = "cells"
+    home: Literal["anywhere", "edge"] = "anywhere"
+    others: Literal["never", "before", "between", "after", "one", "far"] = "never"
+    every_days: float = 1
+    accounts: int = 1
+    knows: Literal["", "cells", "memory"] = ""
+
+
+CASES = (
+    Case("random noise, as at first", blur="fuzz"),
+    Case("grid of 450 m cells, as before; he knows the grid", blur="grid"),
+    Case("the same; others within 1 km in between", blur="grid", others="between"),
+    Case("home anywhere"),
+    Case("home on a cell's edge", home="edge"),
+    Case("others within 1 km before", others="before"),
+    Case("others within 1 km in between", others="between"),
+    Case("others within 1 km after, then home again", others="after"),
+    Case("one other place within 1 km, in turn", others="one"),
+    Case("others 1 to 10 km away in between", others="far"),
+    Case("home every 30 days, others in between", others="between", every_days=30),
+    Case("two accounts", accounts=2),
+    Case("five accounts", accounts=5),
+    Case("memory lost before each session", every_days=PLACE_DAYS + 1),
+    Case("he knows the member's cells", knows="cells"),
+    Case("he has the database and the secret", knows="memory"),
+)
+SOURCES = (EXACT_POINT, FUZZED_POINT, BLURRED_POINT) = ("the exact point", "random noise, once", "the blur")
 """What the distance shown could be taken from."""
 
-SUMMARY = ("median", "5th percentile", "worst", "within 100 m")
 
-Errors = dict[tuple[int, str], list[float]]
-"""The errors in metres of all members, by number of sessions and estimator."""
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one case, noise and number of sessions.
+
+    errors: of all members, in metres, by estimator. points: how many points home was shown at, of all members.
+    """
+
+    errors: dict[str, list[float]]
+    points: list[int]
+
+    @property
+    def strongest(self) -> Array:
+        """The errors of the estimator with the smallest median."""
+        return np.array(min(self.errors.values(), key=np.median))
+
+    @property
+    def found(self) -> float:
+        """The share of homes found within 100 m."""
+        return float((self.strongest <= 100).mean())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", type=int, default=1000)
-    parser.add_argument("--svg", type=Path, help="draw both clouds around one home into this file, and do nothing else")
+    parser.add_argument("--members", type=int, default=100)
+    parser.add_argument("--svg", type=Path, help="draw what is shown of one home into this file, and do nothing else")
     arguments = parser.parse_args()
     if arguments.svg:
         arguments.svg.write_text(draw(CITY, secret=SECRET), encoding="utf-8")
         return
-    cases = [(scenario, noise) for scenario in SCENARIOS for noise in NOISES_METRES]
     with ProcessPoolExecutor() as pool:
-        simulated = pool.map(partial(simulate, members=arguments.members), *zip(*cases, strict=True))
+        simulated = pool.map(partial(simulate, members=arguments.members), CASES)
+        results = dict(zip(CASES, simulated, strict=True))
         fixes = list(pool.map(partial(trilaterate, members=arguments.members), SOURCES))
-        results = dict(zip(cases, simulated, strict=True))
-    _print_head(f"The strongest estimator in brief, {arguments.members:,} members", "median error", "within 100 m")
-    for (scenario, noise), errors in results.items():
-        strongest = [_strongest(errors, sessions) for sessions in HORIZONS]
-        medians = " · ".join(f"{np.median(found):.0f}" for found in strongest)
-        shares = " · ".join(f"{_within_100_metres(found):.1%}" for found in strongest)
-        print(f"| {scenario}, GPS noise {noise:.0f} m | {medians} m | {shares} |")
-    _print_head("The strongest estimator", *SUMMARY)
-    for (scenario, noise), errors in results.items():
-        for sessions in HORIZONS:
-            print(f"| {scenario}, {noise:.0f} m, {sessions:,} sessions | {_summary(_strongest(errors, sessions))} |")
-    _print_head("Each estimator at 1,000 sessions", *SUMMARY)
-    for (scenario, noise), errors in results.items():
-        for estimator in ESTIMATORS:
-            print(f"| {scenario}, {noise:.0f} m, {estimator} | {_summary(errors[1000, estimator])} |")
-    _print_head("Distances asked, by the point they are taken from", *SUMMARY, "farthest from that point")
-    for source, (misses, home_errors) in zip(SOURCES, fixes, strict=True):
-        print(f"| {source} | {_summary(home_errors)} | {max(misses):.2f} m |")
+    horizons = " · ".join(f"{sessions:,}" for sessions in HORIZONS)
+    print(f"### After {horizons} sessions at home, {arguments.members:,} members, the best estimate of each row\n")
+    print("| case, noise of GPS | median error, m | within 100 m, % | points shown |\n| --- | ---: | ---: | ---: |")
+    for case in CASES:
+        for noise in NOISES_METRES:
+            outcomes = [results[case][noise, sessions] for sessions in HORIZONS]
+            medians = " · ".join(f"{np.median(outcome.strongest):.0f}" for outcome in outcomes)
+            shares = " · ".join(f"{100 * outcome.found:.0f}" for outcome in outcomes)
+            print(f"| {case.title}, {noise:.0f} m | {medians} | {shares} | {np.mean(outcomes[-1].points):.2f} |")
+    print("\n### After 1,000 sessions\n\n| case, noise of GPS | median | 5th percentile | worst | within 100 m |")
+    print("| --- |" + " ---: |" * 4)
+    for case in CASES:
+        for noise in NOISES_METRES:
+            print(f"| {case.title}, {noise:.0f} m | {_summary(results[case][noise, 1000].strongest)} |")
+    print("\n### Distances asked, by the point they are taken from\n")
+    print(
+        "| case | median | 5th percentile | worst | within 100 m | farthest from that point |\n| --- |" + " ---: |" * 5
+    )
+    for source, (misses, errors) in zip(SOURCES, fixes, strict=True):
+        print(f"| {source} | {_summary(np.array(errors))} | {max(misses):.2f} m |")
 
 
-def _print_head(title: str, *columns: str) -> None:
-    print(f"\n### {title}\n\n| case | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
+def _summary(errors: Array) -> str:
+    fifth, median = np.percentile(errors, [5, 50])
+    return f"{median:.0f} m | {fifth:.0f} m | {errors.max():.0f} m | {(errors <= 100).mean():.1%}"
 
 
-def _summary(errors: list[float]) -> str:
-    median, fifth = np.percentile(errors, [50, 5])
-    return f"{median:.0f} m | {fifth:.0f} m | {max(errors):.0f} m | {_within_100_metres(errors):.1%}"
-
-
-def _within_100_metres(errors: list[float]) -> float:
-    return sum(error <= 100 for error in errors) / len(errors)
-
-
-def _strongest(errors: Errors, sessions: int) -> list[float]:
-    """The errors of the estimator with the smallest median."""
-    return min((errors[sessions, estimator] for estimator in ESTIMATORS), key=np.median)
-
-
-def simulate(scenario: str, noise: float, members: int) -> Errors:
-    """All estimates of all members' homes, in one scenario."""
-    errors: Errors = {(sessions, estimator): [] for sessions in HORIZONS for estimator in ESTIMATORS}
+def simulate(
+    case: Case, members: int, noises: Sequence[float] = NOISES_METRES, horizons: Sequence[int] = HORIZONS
+) -> dict[tuple[float, int], Outcome]:
+    """Return, by noise of GPS in metres and number of sessions, what came of all members."""
+    outcomes = {(noise, sessions): Outcome({}, []) for noise in noises for sessions in horizons}
+    attack = {"fuzz": _attack_fuzz, "grid": _attack_grid, "cells": _attack_cells}[case.blur]
     for member in range(members):
-        rng = np.random.default_rng([SCENARIOS.index(scenario), int(noise), member])
-        attack = _attack_fuzz if scenario == FUZZ else _attack_member
-        for sessions, estimates in zip(HORIZONS, attack(scenario, noise, f"member-{member}", rng), strict=True):
+        rng = np.random.default_rng([CASES.index(case), member])
+        for row, (estimates, points) in zip(
+            outcomes, attack(case, f"member-{member}", list(outcomes), rng), strict=True
+        ):
+            outcomes[row].points.append(points)
             for estimator, estimate in estimates.items():
-                errors[sessions, estimator].append(float(np.hypot(*estimate)))
-    return errors
+                outcomes[row].errors.setdefault(estimator, []).append(float(np.hypot(*estimate)))
+    return outcomes
 
 
-def _attack_fuzz(_scenario: str, noise: float, _member_id: str, rng: np.random.Generator) -> list[Estimates]:
+Rows = Sequence[tuple[float, int]]
+Found = Iterator[tuple[Estimates, int]]
+
+
+def _attack_fuzz(_case: Case, _member_id: str, rows: Rows, rng: np.random.Generator) -> Found:
     plane = Plane(_somewhere(rng))
-    fixes = rng.normal(0, noise, (max(HORIZONS), 2))
-    return attack_legacy(legacy_fuzz(fixes, plane, rng), plane.home.latitude, noise)
+    for noise, sessions in rows:
+        shown = fuzz(rng.normal(0, noise, (sessions, 2)), plane, rng)
+        yield attack_fuzz(shown, plane.home.latitude, noise), len(np.unique(shown, axis=0))
 
 
-def _attack_member(scenario: str, noise: float, member_id: str, rng: np.random.Generator) -> list[Estimates]:
+def _attack_grid(case: Case, _member_id: str, rows: Rows, rng: np.random.Generator) -> Found:
+    cells = grid(rng)
+    for noise, sessions in rows:
+        fixes, is_home, _ = _visits(case, noise, sessions, rng)
+        shown = grid_track(fixes, cells)
+        points = {cell for cell, at in zip(shown, is_home, strict=True) if at}
+        yield attack_grid(shown, is_home, cells, noise), len(points)
+
+
+def _attack_cells(case: Case, member_id: str, rows: Rows, rng: np.random.Generator) -> Found:
     home = _somewhere(rng)
-    if scenario in (EDGE, BOTH_CELLS, EDGE_FORGOTTEN):
-        home = _on_edge(home, member_id, position=rng.random())
-    if scenario == VERTEX:
-        home = _on_edge(home, member_id, position=0)
+    if case.home == "edge":
+        home = _on_edge(home, member_id)
     plane = Plane(home)
-    other_places: Array = np.zeros((0, 2))
-    if scenario == COMMUTER:
-        other_places = _at(rng.uniform(1000, 10_000), rng.uniform(0, math.tau))[None]
-    if scenario == NEIGHBOUR:
-        other_places = _at(1000 * math.sqrt(rng.random()), rng.uniform(0, math.tau))[None]
-    if scenario == BOTH_CELLS:
-        cells = _cells(plane, member_id)
-        other_places = cells[np.hypot(*cells.T).argsort()[:2]]
-    places = np.concatenate([np.zeros((1, 2)), other_places])
-    cells = _cells(plane, member_id, places)
-    place = rng.permutation(max(HORIZONS) * len(places)) % len(places)
-    fixes = places[place] + rng.normal(0, noise, (len(place), 2))
-    retained = 0 if scenario in (FORGOTTEN, EDGE_FORGOTTEN) else RETAINED_SESSIONS
-    track = keyed_track(squared_distances(fixes, cells), retained)
-    return attack_keyed([state for state, where in zip(track, place.tolist(), strict=True) if where == 0], cells, noise)
+    reach = 400 if case.others in ("never", "far") else NEARBY_METRES + 200
+    accounts = [
+        Cells(plane, reach, member_id=f"{member_id}/{account}", secret=SECRET) for account in range(case.accounts)
+    ]
+    for noise, sessions in rows:
+        points: list[Array] = []
+        times: list[int] = []
+        for cells in accounts:
+            fixes, is_home, days = _visits(case, noise, sessions, rng)
+            track = cells.track(fixes, days, PLACE_DAYS)
+            shown = Counter(point for point, at in zip(track.shown, is_home, strict=True) if at)
+            points += [cells.points[point] for point in shown]
+            times += shown.values()
+        if case.knows:
+            yield {"cell": _locate(case, cells, track, max(shown, key=lambda point: shown[point]))}, len(points)
+        else:
+            yield attack_points(np.array(points), times, noise), len(points)
 
 
-def _cells(plane: Plane, member_id: str, places: Array | None = None) -> Array:
-    """The centres of the member's cells around `places` (or the home), in metres."""
-    points = [plane.home] if places is None else plane.points(places)
-    return plane.metres(cells_around(points, member_id=member_id, secret=SECRET))
+def _locate(case: Case, cells: Cells, track: Track, usual: int) -> Array:
+    """Return where home is to him who knows the cells: the one that has the usual point, or those that remember it."""
+    if case.knows == "cells":
+        centre: Array = cells.centres[usual]
+        return centre
+    remembering = {cell: visits for cell, (point, visits, _) in track.memory.items() if point == usual}
+    return np.average(cells.centres[list(remembering)], axis=0, weights=list(remembering.values()))
+
+
+def _visits(
+    case: Case, noise: float, sessions: int, rng: np.random.Generator
+) -> tuple[Array, list[bool], Sequence[float]]:
+    """Return where a member goes live, whether that is home, and on which day: `sessions` times at home."""
+    home: Array = np.zeros((sessions, 2))
+    others = in_disc(rng, sessions, NEARBY_METRES)
+    if case.others == "one":
+        others = np.repeat(others[:1], sessions, axis=0)
+    days = np.arange(sessions) * case.every_days
+    if case.others in ("never", "far"):  # cells so far away have no part in home's
+        places, is_home, when = home, np.ones(sessions, dtype=bool), days
+    elif case.others in ("between", "one"):
+        places = np.stack([others, home], axis=1).reshape(-1, 2)
+        is_home, when = np.tile([False, True], sessions), np.repeat(days, 2)
+    elif case.others == "before":
+        places = np.concatenate([others, home])
+        is_home, when = np.repeat([False, True], sessions), np.arange(2.0 * sessions)
+    else:
+        first = (sessions + 1) // 2
+        places = np.concatenate([home[:first], others, home[first:]])
+        is_home = np.repeat([True, False, True], [first, sessions, sessions - first])
+        when = np.concatenate([days[:first], np.full(sessions, days[first - 1]), days[first:]])
+    return places + rng.normal(0, noise, places.shape), is_home.tolist(), when.tolist()
 
 
 def _somewhere(rng: np.random.Generator) -> Point:
-    place = _at(CITY_RADIUS_METRES * math.sqrt(rng.random()), rng.uniform(0, math.tau))
-    return Plane(CITY).points(place[None])[0]
+    return Plane(CITY).points(in_disc(rng, 1, CITY_RADIUS_METRES))[0]
 
 
 def _at(distance: float, bearing: float) -> Array:
     return distance * np.array([math.sin(bearing), math.cos(bearing)])
 
 
-def _on_edge(near: Point, member_id: str, position: float) -> Point:
-    """The point at `position` (from 0 to 1) along the first edge of the cell around `near`."""
-    plane = Plane(blur(near, member_id=member_id, secret=SECRET))
-    cells = _cells(plane, member_id)
-    own, *neighbours = cells[np.hypot(*cells.T).argsort()[:7]]
-    neighbours.sort(key=lambda cell: math.atan2(*(cell - own)))
-    vertices = [(own + neighbours[i] + neighbours[i + 1]) / 3 for i in (0, 1)]
-    return plane.points((vertices[0] + position * (vertices[1] - vertices[0]))[None])[0]
+def _on_edge(near: Point, member_id: str) -> Point:
+    """Return the middle between the first account's cell around `near` and a neighbour's centre."""
+    plane = Plane(near)
+    centres = Cells(plane, 200, member_id=f"{member_id}/0", secret=SECRET).centres
+    own = centres[np.hypot(*centres.T).argmin()]
+    neighbour = centres[np.hypot(*(centres - own).T).argsort()[1]]
+    return plane.points((own + neighbour)[None] / 2)[0]
 
 
 def trilaterate(source: str, members: int) -> tuple[list[float], list[float]]:
@@ -181,13 +252,13 @@ def trilaterate(source: str, members: int) -> tuple[list[float], list[float]]:
     """
     misses, errors = [], []
     for member in range(members):
-        rng = np.random.default_rng([len(SCENARIOS), member])
+        rng = np.random.default_rng([len(CASES), member])
         plane = Plane(_somewhere(rng))
         shown = plane.home
-        if source == LEGACY_POINT:
-            shown = plane.points(legacy_fuzz(np.zeros((1, 2)), plane, rng))[0]
+        if source == FUZZED_POINT:
+            shown = plane.points(fuzz(np.zeros((1, 2)), plane, rng))[0]
         if source == BLURRED_POINT:
-            shown = blur(plane.home, member_id=f"member-{member}", secret=SECRET)
+            shown = blur(plane.home, look_around(plane.home, member_id=f"member-{member}", secret=SECRET))
         fix = _fix_from_steps(plane, shown, rng)
         misses.append(distance_metres(fix, shown))
         errors.append(distance_metres(fix, plane.home))

@@ -3,7 +3,7 @@
 -- `db downgrade base` revokes it.
 GRANT SELECT, INSERT, UPDATE, DELETE
     ON after_hours_sessions, after_hours_untold, after_hours_profiles, after_hours_preferences, after_hours_declines,
-        after_hours_search, device_fingerprints
+        after_hours_search, after_hours_places, device_fingerprints
     TO after_hours;
 GRANT SELECT ON after_hours_alembic_version TO after_hours;
 -- The host's chat service has columns of its own among these.
@@ -43,6 +43,7 @@ BEGIN
             to_regclass('device_fingerprints'), to_regclass('after_hours_alembic_version'), to_regclass('users'),
             to_regclass('profiles'), to_regclass('user_subscriptions'), to_regclass('blocks'),
             to_regclass('banned_photo_hashes'), to_regclass('after_hours_matches'), to_regclass('after_hours_search'),
+            to_regclass('after_hours_places'),
             to_regclass('after_hours_messages'))
     LOOP
         EXECUTE format('GRANT USAGE ON SCHEMA %s TO after_hours', place);

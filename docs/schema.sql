@@ -298,6 +298,24 @@ CREATE INDEX idx_after_hours_search_untold ON after_hours_search USING btree (lo
 ALTER TABLE ONLY after_hours_search ADD CONSTRAINT after_hours_search_user_id_fkey FOREIGN KEY (user_id) REFERENCES users(id) ON DELETE CASCADE;
 
 
+-- after_hours_places
+
+CREATE TABLE after_hours_places (
+    id uuid NOT NULL,
+    user_id character varying(255) NOT NULL,
+    fuzzed_latitude numeric(10,8) NOT NULL,
+    fuzzed_longitude numeric(11,8) NOT NULL,
+    visits integer NOT NULL,
+    last_seen date NOT NULL
+)
+WITH (fillfactor='90');
+COMMENT ON TABLE after_hours_places IS 'made by After Hours 0016';
+ALTER TABLE ONLY after_hours_places ADD CONSTRAINT after_hours_places_pkey PRIMARY KEY (id);
+CREATE INDEX idx_after_hours_places_seen ON after_hours_places USING btree (last_seen, id);
+CREATE INDEX idx_after_hours_places_user ON after_hours_places USING btree (user_id);
+ALTER TABLE ONLY after_hours_places ADD CONSTRAINT after_hours_places_user_id_fkey FOREIGN KEY (user_id) REFERENCES users(id) ON DELETE CASCADE;
+
+
 -- after_hours_alembic_version
 
 CREATE TABLE after_hours_alembic_version (

@@ -11,6 +11,7 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     CompoundSelect,
+    Date,
     Interval,
     Select,
     Text,
@@ -33,14 +34,25 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 from afterhours_service.discovery.models import AfterHoursDecline
 from afterhours_service.preferences.models import AfterHoursPreferences
 from afterhours_service.profiles.models import AfterHoursProfile
-from afterhours_service.sessions.models import STATEMENT_NOW, AfterHoursSession, DeviceFingerprint
+from afterhours_service.sessions.models import STATEMENT_NOW, AfterHoursSession, DeviceFingerprint, RememberedPlace
 from afterhours_service.stores.host import Match, User, has_messages, is_matched
 from afterhours_service.stores.statements import Statement
 
 _LOCK_KEY = 0x0AF7E12  # any number that no other application uses
 _BEFORE = "SET LOCAL plan_cache_mode = force_custom_plan;"  # one made while the tables were empty would not do
 
+
+class Kept(NamedTuple):
+    """How long rows are kept: those of sessions after their end, what the blur remembers after the last visit."""
+
+    retention: timedelta
+    places: timedelta
+
+
 _cutoff: ColumnElement[Any] = STATEMENT_NOW - cast(bindparam("retention"), Interval)
+_forgotten: ColumnElement[Any] = cast(
+    func.timezone(literal_column("'UTC'"), STATEMENT_NOW - cast(bindparam("places"), Interval)), Date
+)
 
 
 class Step(NamedTuple):
@@ -104,6 +116,7 @@ STEPS = {
         (AfterHoursSession.ended_at, AfterHoursSession.id),
         {AfterHoursSession.fuzzed_latitude: _zero, AfterHoursSession.fuzzed_longitude: _zero},
     ),
+    "remembered_places": Step(RememberedPlace.last_seen < _forgotten, (RememberedPlace.last_seen, RememberedPlace.id)),
     "fingerprints": Step(DeviceFingerprint.session_id.is_(None), (DeviceFingerprint.id,)),
     "profiles": Step(~exists(User.id).where(User.id == AfterHoursProfile.user_id), (AfterHoursProfile.user_id,)),
     "preferences": Step(
@@ -173,27 +186,27 @@ def try_lock() -> bool:
     return bool(taken)
 
 
-def find(step: str, batch: int, retention: timedelta, after: Place | None) -> list[Place]:
+def find(step: str, batch: int, kept: Kept, after: Place | None) -> list[Place]:
     """Return the places of up to `batch` rows that are to be deleted, those beyond the place `after`."""
     statements = _statements(step)
     if after is None:
-        return [list(row) for row in statements.find.all(batch=batch, retention=retention)]
+        return [list(row) for row in statements.find.all(batch=batch, **kept._asdict())]
     beyond = {f"after{number}": value for number, value in enumerate(after)}
-    return [list(row) for row in statements.find_after.all(batch=batch, retention=retention, **beyond)]
+    return [list(row) for row in statements.find_after.all(batch=batch, **kept._asdict(), **beyond)]
 
 
-def delete_rows(step: str, places: Sequence[Place], retention: timedelta) -> int:
+def delete_rows(step: str, places: Sequence[Place], kept: Kept) -> int:
     """Delete the rows at these places, except those that are locked, or needed again; return how many."""
     as_key = STEPS[step].order[-1].type.python_type
     keys = [as_key(place[-1]) for place in places]
-    _, deleted = _statements(step).delete.run(keys=keys, retention=retention)
+    _, deleted = _statements(step).delete.run(keys=keys, **kept._asdict())
     return deleted
 
 
-def count(retention: timedelta) -> dict[str, int]:
+def count(kept: Kept) -> dict[str, int]:
     """Return how many rows each step of a run would end or delete now."""
     counts = _COUNTS_WITH_MESSAGES if has_messages() else _COUNTS
-    return {step: rows for step, statement in counts.items() for (rows,) in statement.all(retention=retention)}
+    return {step: rows for step, statement in counts.items() for (rows,) in statement.all(**kept._asdict())}
 
 
 def _statements(step: str) -> _Statements:

@@ -49,7 +49,7 @@ def pending() -> dict[str, int]:
 
     Raises StorageUnavailable.
     """
-    return {**queries.count(_retention()), "photos": photo.count_orphans()}
+    return {**queries.count(_kept()), "photos": photo.count_orphans()}
 
 
 def run(
@@ -91,12 +91,12 @@ def _work(round_: Round, end: float | None) -> tuple[int, bool]:
 
 
 def _delete_rows(round_: Round, end: float | None) -> tuple[int, bool]:
-    step, retention = str(round_.step), _retention()
+    step, kept = str(round_.step), _kept()
     found: list[Place] = []
     try:
         with _exclusive_transaction():
-            found = queries.find(step, BATCH, retention, round_.after)
-            deleted = queries.delete_rows(step, found, retention) if found else 0
+            found = queries.find(step, BATCH, kept, round_.after)
+            deleted = queries.delete_rows(step, found, kept) if found else 0
     except DBAPIError as error:
         if not found:
             raise
@@ -113,7 +113,7 @@ def _delete_one_by_one(round_: Round, found: list[Place], end: float | None) -> 
     for place in found:
         try:
             with _exclusive_transaction():
-                deleted = queries.delete_rows(step, [place], _retention())
+                deleted = queries.delete_rows(step, [place], _kept())
         except DBAPIError as error:
             _log_failed_rows(step, error)
             deleted = 0
@@ -158,5 +158,6 @@ def _is_over(end: float | None) -> bool:
     return end is not None and time.monotonic() > end
 
 
-def _retention() -> timedelta:
-    return timedelta(days=current_settings().retention_days)
+def _kept() -> queries.Kept:
+    settings = current_settings()
+    return queries.Kept(timedelta(days=settings.retention_days), timedelta(days=settings.place_days))

@@ -138,6 +138,13 @@ class Settings:
         default=7,
         check=validate.Range(1, 36_500),
     )
+    place_days: int = setting(
+        "AFTER_HOURS_PLACE_DAYS",
+        "how many days after the last visit the [blur](privacy.md#how-the-blur-works) remembers a place",
+        type=Env.int,
+        default=90,
+        check=validate.Range(1, 36_500),
+    )
     cleanup_cron: str = setting(
         "AFTER_HOURS_CLEANUP_CRON",
         "when the nightly cleanup runs: a cron expression, in UTC",
@@ -161,6 +168,13 @@ class Settings:
         "RATELIMIT_PHOTO",
         "how many photos a member may upload",
         default="10 per hour",
+        check=validators.is_rate_limit,
+    )
+    ratelimit_start: str = setting(
+        "RATELIMIT_START",
+        "how many sessions a member may start: who could be anywhere at once could [map the others]"
+        "(privacy.md#what-it-does-not-promise)",
+        default="30 per hour",
         check=validators.is_rate_limit,
     )
     photo_url_seconds: int = setting(

@@ -29,7 +29,13 @@ from sqlalchemy import (
 from afterhours_service.discovery.models import AfterHoursDecline
 from afterhours_service.preferences.models import AfterHoursPreferences
 from afterhours_service.profiles.models import AfterHoursProfile
-from afterhours_service.sessions.models import AfterHoursSession, DeviceFingerprint, ExpiryOutbox, Search
+from afterhours_service.sessions.models import (
+    AfterHoursSession,
+    DeviceFingerprint,
+    ExpiryOutbox,
+    RememberedPlace,
+    Search,
+)
 from afterhours_service.stores.database import db
 from afterhours_service.stores.host import Match, User, has_messages, is_matched
 from afterhours_service.stores.statements import Statement
@@ -66,7 +72,7 @@ def _exports() -> dict[str, Select[Any]]:
         AfterHoursDecline,
         DeviceFingerprint,
     )
-    session = AfterHoursSession
+    session, place = AfterHoursSession, RememberedPlace
     pending = select(
         func.unnest(ExpiryOutbox.session_ids).label("session_id"), ExpiryOutbox.publish_at.label("publish_at")
     ).subquery("pending")
@@ -92,6 +98,15 @@ def _exports() -> dict[str, Select[Any]]:
         )
         .where(session.user_id == _MEMBER)
         .order_by(session.started_at, session.id),
+        "places": select(
+            place.id,
+            place.fuzzed_latitude.label("blurred_latitude"),
+            place.fuzzed_longitude.label("blurred_longitude"),
+            place.visits,
+            place.last_seen,
+        )
+        .where(place.user_id == _MEMBER)
+        .order_by(place.last_seen, place.id),
         "declines": select(
             decline.id,
             decline.declined_user_id,
@@ -195,7 +210,10 @@ _ERASE_MATCHES = tuple(
     for each in (False, True)
 )
 _ERASE_SEARCH: Statement[Any] = Statement(delete(Search).where(Search.user_id == _MEMBER))
-_ERASE = tuple(Statement[Any](delete(model).where(_some(model))) for model in (DeviceFingerprint, AfterHoursDecline))
+_ERASE = tuple(
+    Statement[Any](delete(model).where(_some(model)))
+    for model in (DeviceFingerprint, AfterHoursDecline, RememberedPlace)
+)
 _ERASE_PREFERENCES: Statement[Any] = Statement(
     delete(AfterHoursPreferences).where(AfterHoursPreferences.user_id == _MEMBER)
 )

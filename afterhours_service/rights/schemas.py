@@ -97,6 +97,16 @@ class ExportedDeclineSchema(CamelCaseSchema):
     decline_count = fields.Integer(allow_none=True)
 
 
+class ExportedPlaceSchema(CamelCaseSchema):
+    """What the blur remembers of a place: an opaque digest, the point that others' distances were computed from."""
+
+    id = fields.UUID(metadata={"description": "a digest; nobody can tell the place from it without a secret"})
+    blurred_latitude = fields.Float()
+    blurred_longitude = fields.Float()
+    visits = fields.Integer(metadata={"description": "how often in a row it was this point"})
+    last_seen = fields.Date()
+
+
 class ExportedDeviceSchema(CamelCaseSchema):
     """A device that a session was started from."""
 
@@ -158,6 +168,7 @@ class ExportSchema(CamelCaseSchema):
     profile = fields.Nested(ExportedProfileSchema, allow_none=True)
     preferences = fields.Nested(ExportedPreferencesSchema, allow_none=True)
     sessions = fields.List(fields.Nested(ExportedSessionSchema))
+    places = fields.List(fields.Nested(ExportedPlaceSchema))
     declines = fields.List(fields.Nested(ExportedDeclineSchema))
     devices = fields.List(fields.Nested(ExportedDeviceSchema))
     search = fields.Nested(ExportedSearchSchema, allow_none=True)

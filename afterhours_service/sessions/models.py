@@ -1,7 +1,7 @@
 """The tables of sessions and of the devices they were started from."""
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 
 from sqlalchemy import (
@@ -171,6 +171,27 @@ Index(
     postgresql_using="gist",
     postgresql_where=Search.looked_at.is_not(None),
 )
+
+
+class RememberedPlace(Base):
+    """Where a member was last shown in one of the blur's cells.
+
+    id: the digest that stands for member and cell (`places/blur.py`); without LOCATION_SECRET it tells neither.
+    visits: how often in a row they were shown there, up to COUNTED_VISITS. last_seen: the day of the last, in UTC.
+    """
+
+    __tablename__ = "after_hours_places"
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(255), ForeignKey(User.id, ondelete="CASCADE"))
+    fuzzed_latitude: Mapped[Decimal] = mapped_column(LATITUDE)
+    fuzzed_longitude: Mapped[Decimal] = mapped_column(LONGITUDE)
+    visits: Mapped[int]
+    last_seen: Mapped[date]
+
+
+Index("idx_after_hours_places_user", RememberedPlace.user_id)
+Index("idx_after_hours_places_seen", RememberedPlace.last_seen, RememberedPlace.id)
 
 
 class ExpiryOutbox(Base):

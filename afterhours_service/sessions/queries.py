@@ -5,7 +5,7 @@ The time is the database's; sessions/models.py says which of its clocks is used 
 
 import uuid
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -15,19 +15,20 @@ from sqlalchemy import (
     BigInteger,
     BindParameter,
     ColumnElement,
+    Date,
     Double,
     Integer,
     Interval,
     Numeric,
     SQLColumnExpression,
     Text,
+    Uuid,
     and_,
     any_,
     bindparam,
     case,
     cast,
     delete,
-    distinct,
     exists,
     extract,
     func,
@@ -44,7 +45,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, BIT, array, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from afterhours_service.places.blur import Point
+from afterhours_service.places.blur import COUNTED_VISITS, Memory, Point
 from afterhours_service.profiles.models import AfterHoursProfile
 from afterhours_service.sessions import rules
 from afterhours_service.sessions.models import (
@@ -53,6 +54,7 @@ from afterhours_service.sessions.models import (
     AfterHoursSession,
     DeviceFingerprint,
     ExpiryOutbox,
+    RememberedPlace,
     Search,
 )
 from afterhours_service.stores.connection import cursor, transaction
@@ -150,8 +152,6 @@ class StartRefusedError(Exception):
     """The member may not start, or has an active session."""
 
 
-REMEMBERED = 1000  # how many of a member's latest sessions a start reads for the blur
-
 _DEGREE = 10**8  # the columns' last decimal
 _ABOVE_ZERO = 180 * _DEGREE  # a negative number would show its sign through the mask
 _MASK_BITS = 48  # more than the 36 of a coordinate
@@ -167,6 +167,7 @@ _Mine, _Other = AfterHoursSession, aliased(AfterHoursSession, name="other")
 
 _MEMBER: BindParameter[str] = bindparam("member_id")
 _LEAD, _LENGTH, _LEASE = (cast(bindparam(name), Interval) for name in ("lead", "length", "lease"))
+_PLACES = cast(cast(bindparam("places"), ARRAY(Text)), ARRAY(Uuid))
 _FIRST_LOOK = cast(bindparam("first_look"), Interval)  # after the start; null: nobody is looked for
 _BATCH: BindParameter[int] = bindparam("batch")
 
@@ -223,7 +224,7 @@ _ACTIVE = Statement(select(*_session()).where(_Mine.user_id == _MEMBER, _Mine.ac
 class _Preparation(NamedTuple):
     noise: str
     members: int
-    points: list[list[float]] | None
+    memories: list[tuple[int, float, float, int]] | None
 
 
 def _prepare_start() -> Any:
@@ -233,23 +234,21 @@ def _prepare_start() -> Any:
     locked = member.cte("member").prefix_with("MATERIALIZED")
     # Noise that masks the next statement's coordinates; the server generates it, so that no statement contains it.
     made = select(cast(func.gen_random_uuid(), Text).label("noise")).cte("made").prefix_with("MATERIALIZED")
-    latest = (
-        select(_Mine.fuzzed_latitude, _Mine.fuzzed_longitude)
-        .where(_Mine.user_id == _MEMBER)
-        .order_by(_Mine.started_at.desc())
-        .limit(literal_column(str(REMEMBERED)))
-        .subquery("latest")
+    place = RememberedPlace
+    memory = func.json_build_array(
+        func.array_position(_PLACES, place.id) - literal_column("1"),
+        place.fuzzed_latitude,
+        place.fuzzed_longitude,
+        place.visits,
     )
-    point = cast(array([latest.c.fuzzed_latitude, latest.c.fuzzed_longitude]), ARRAY(Double))
     return select(
         func.set_config(literal_column("'after_hours.noise'"), made.c.noise, true()).label("noise"),
         select(func.count()).select_from(locked).scalar_subquery().label("members"),
-        select(func.array_agg(distinct(point))).scalar_subquery().label("points"),
+        select(func.json_agg(memory)).where(place.id == any_(_PLACES)).scalar_subquery().label("memories"),
     ).select_from(made)
 
 
-# Without sorting, the planner reads the latest sessions in the index's order.
-_PREPARE_START = Statement(_prepare_start(), _Preparation, before="SET LOCAL enable_sort = off;")
+_PREPARE_START = Statement(_prepare_start(), _Preparation)
 
 
 def _unmasked(name: str, mask: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -330,7 +329,32 @@ def _start() -> Any:
         select(*_session(previous, ended_at=ended_at), literal_column("'previous'"), null()).where(
             exists(select(started.c.id)), not_(exists(select(overdue.c.id))), may_be_unpublished
         ),
-    ).add_cte(outbox)
+    ).add_cte(outbox, _remember(started))
+
+
+def _remember(started: CTE) -> CTE:
+    """Return the insert of where a started session is shown, in the cell that holds its place."""
+    row = {
+        RememberedPlace.id: cast(bindparam("place"), Uuid),
+        RememberedPlace.user_id: started.c.user_id,
+        RememberedPlace.fuzzed_latitude: bindparam("blurred_latitude"),
+        RememberedPlace.fuzzed_longitude: bindparam("blurred_longitude"),
+        RememberedPlace.visits: literal_column("1"),
+        RememberedPlace.last_seen: cast(func.timezone(literal_column("'UTC'"), started.c.started_at), Date),
+    }
+    new = insert(RememberedPlace).from_select(list(row), select(*row.values()).select_from(started))
+    latitude, longitude = RememberedPlace.fuzzed_latitude, RememberedPlace.fuzzed_longitude
+    counted = func.least(RememberedPlace.visits + literal_column("1"), literal_column(str(COUNTED_VISITS)))
+    is_same = and_(latitude == new.excluded.fuzzed_latitude, longitude == new.excluded.fuzzed_longitude)
+    return new.on_conflict_do_update(
+        index_elements=[RememberedPlace.id],
+        set_={
+            latitude: new.excluded.fuzzed_latitude,
+            longitude: new.excluded.fuzzed_longitude,
+            RememberedPlace.visits: case((is_same, counted), else_=literal_column("1")),
+            RememberedPlace.last_seen: new.excluded.last_seen,
+        },
+    ).cte("remembered")
 
 
 def _insert_search(started: CTE) -> CTE:
@@ -604,28 +628,32 @@ def start(
     member_id: str,
     length: timedelta,
     exact: Point,
-    blur: Callable[[list[Point]], Point],
+    places: Sequence[str],
+    blur: Callable[[list[Memory]], Point],
     device: Mapping[str, str | None] | None,
     first_look: timedelta | None = None,
 ) -> Started:
     """Start a session, its member's search, and store its device, in a transaction of its own.
 
     first_look: how long after the start somebody is looked for; None if nobody is.
-    blur: returns the point to show, given the blurred points of the retained sessions. A fingerprint that cannot be
-    stored is left out; if a retry could store it (a lock, a deadlock), the start fails. Raises StartRefusedError and
-    changes nothing: `prerequisites` or an active session show why.
+    places: the cells around the exact point; what is shown is remembered for the first. blur: returns the point to
+    show, given what is remembered of them. A fingerprint that cannot be stored is left out; if a retry could store it
+    (a lock, a deadlock), the start fails. Raises StartRefusedError and changes nothing: `prerequisites` or an active
+    session show why.
 
     PostgreSQL logs a statement that fails, with its values. So each coordinate is XORed with a mask of its own, which
     the server generates and no statement contains.
     """
     with transaction():
-        [prepared] = _PREPARE_START.all(member_id=member_id)
+        [prepared] = _PREPARE_START.all(member_id=member_id, places=list(places))
         noise = uuid.UUID(prepared.noise).int
-        blurred = blur([Point(*point) for point in prepared.points or []])
+        memories = prepared.memories or []
+        blurred = blur([Memory(number, Point(*shown), visits) for number, *shown, visits in memories])
         rows = _START.all(
             member_id=member_id,
             length=length,
             first_look=first_look,
+            place=places[0],
             masked_latitude=_masked(exact.latitude, noise >> 128 - _MASK_BITS),
             masked_longitude=_masked(exact.longitude, noise & (1 << _MASK_BITS) - 1),
             blurred_latitude=blurred.latitude,

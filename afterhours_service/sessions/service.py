@@ -17,7 +17,7 @@ from afterhours_service.config import current_settings
 from afterhours_service.jobs import events
 from afterhours_service.jobs.events import Event
 from afterhours_service.jobs.runs import recorded
-from afterhours_service.places.blur import Point, blur
+from afterhours_service.places.blur import Point, blur, surroundings
 from afterhours_service.sessions import deadlines, queries, rules, search
 from afterhours_service.sessions.queries import Ended, Extension, PendingExpiries, Session, StartRefusedError
 from afterhours_service.sessions.schemas import ActiveSchema
@@ -58,7 +58,8 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
     ProfileRequired, SessionAlreadyActive, or ServiceUnavailable after TRIES.
     """
     settings = current_settings()
-    secret, length = settings.location_secret.encode(), rules.length(minutes, settings.minute_seconds)
+    around = surroundings(place, member_id=member_id, secret=settings.location_secret.encode())
+    length = rules.length(minutes, settings.minute_seconds)
     first_look = rules.length(rules.FIRST_LOOK_MINUTES, settings.minute_seconds) if settings.matching_enabled else None
     for _ in range(TRIES):
         try:
@@ -66,7 +67,8 @@ def start(member_id: str, minutes: int, place: Point, device: Device | None) -> 
                 member_id,
                 length,
                 place,
-                lambda previous: blur(place, member_id=member_id, secret=secret, previous=previous),
+                around.places,
+                lambda memories: blur(place, around, memories),
                 device,
                 first_look,
             )

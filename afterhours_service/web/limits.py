@@ -40,6 +40,7 @@ def _or_zero(command: Callable[[], int]) -> int:
 
 limiter = Limiter(key_func=current_member_id)
 photo_limit = limiter.limit(lambda: current_settings().ratelimit_photo, override_defaults=False)
+start_limit = limiter.limit(lambda: current_settings().ratelimit_start, override_defaults=False)
 
 
 def apply_to(blueprint: Blueprint, own: Mapping[str, str]) -> None:

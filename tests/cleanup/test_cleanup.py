@@ -75,12 +75,27 @@ def fill(factory: Factory, each: int = 1) -> dict[str, int]:
         fingerprint(factory, factory.session(factory.member(), left=-WEEK - 60, ended=True))
         fingerprint(factory, None)
         factory.session(factory.member(), left=-WEEK - 60)
+        for days in (91, 90):
+            factory.execute(
+                "INSERT INTO after_hours_places (id, user_id, fuzzed_latitude, fuzzed_longitude, visits, last_seen)"
+                " VALUES (gen_random_uuid(), %s, 1, 1, 1, (now() AT TIME ZONE 'UTC')::date - %s)",
+                factory.member(),
+                days,
+            )
         kept = factory.session(factory.member())
         decline(factory, kept)
         fingerprint(factory, kept)
     orphan(factory, "after_hours_profiles", each)
     orphan(factory, "after_hours_preferences", each)
-    steps = {"overdue_sessions": 2, "declines": 1, "sessions": 2, "fingerprints": 2, "profiles": 1, "preferences": 1}
+    steps = {
+        "overdue_sessions": 2,
+        "declines": 1,
+        "sessions": 2,
+        "remembered_places": 1,
+        "fingerprints": 2,
+        "profiles": 1,
+        "preferences": 1,
+    }
     return {**NOTHING, **{step: rows * each for step, rows in steps.items()}}
 
 

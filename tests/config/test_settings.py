@@ -36,12 +36,14 @@ NAMES = [
     "AFTER_HOURS_MINUTE_SECONDS",
     "MATCHING_ENABLED",
     "AFTER_HOURS_RETENTION_DAYS",
+    "AFTER_HOURS_PLACE_DAYS",
     "AFTER_HOURS_CLEANUP_CRON",
     "LOG_LEVEL",
     "LOCATION_SECRET",
     "RATELIMIT_ENABLED",
     "RATELIMIT_DEFAULT",
     "RATELIMIT_PHOTO",
+    "RATELIMIT_START",
     "PHOTO_URL_SECONDS",
     "STORAGE_FOLDER",
     "PUBLIC_URL",
@@ -241,7 +243,11 @@ MISPARSED = ("u:p@a b/0", "${HOST}/0", "u:p@%2Frun/0", "1.2.3.256/0", "h!/0")
         ("JWT_SECRET", ""),
         ("JWT_SECRET", "x" * 31),
         *(("AFTER_HOURS_MINUTE_SECONDS", value) for value in ("", "0", "-60", "1.5", "one", "1e2", "NaN")),
-        *(("AFTER_HOURS_RETENTION_DAYS", value) for value in ("", "0", "-1", "a week")),
+        *(
+            (name, value)
+            for name in ("AFTER_HOURS_RETENTION_DAYS", "AFTER_HOURS_PLACE_DAYS")
+            for value in ("", "0", "-1", "a week")
+        ),
         *(("AFTER_HOURS_CLEANUP_CRON", line) for line in ("", "4", "0 4 * *", "61 * * * *", "a b c d e", "0 0 31 2 *")),
         *(("METRICS_PORT", value) for value in ("0", "65536", "http")),
         *(("METRICS_HOST", value) for value in ("", "a b", "127.0.0.256", "localhost:9000", "http://h")),
@@ -256,6 +262,7 @@ MISPARSED = ("u:p@a b/0", "${HOST}/0", "u:p@%2Frun/0", "1.2.3.256/0", "h!/0")
         *(("PHOTO_URL_SECONDS", value) for value in ("0", "604801")),
         ("AFTER_HOURS_MINUTE_SECONDS", "86401"),
         ("AFTER_HOURS_RETENTION_DAYS", "36501"),
+        ("AFTER_HOURS_PLACE_DAYS", "36501"),
         ("METRICS_TOKEN", "é" * 32),
         ("METRICS_TOKEN", "two words " * 4),
         ("LOCATION_SECRET", ""),

@@ -40,6 +40,7 @@ OUR_TABLES = (
     "after_hours_untold",
     "after_hours_matches",
     "after_hours_search",
+    "after_hours_places",
 )
 PLACES = pytest.mark.parametrize(
     "before",

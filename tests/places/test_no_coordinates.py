@@ -139,8 +139,8 @@ def solve(log: str) -> bool:
     ("breakage", "error", "status"),
     [
         (
-            "ALTER TABLE after_hours_sessions RENAME COLUMN fuzzed_latitude TO f",
-            r"fuzzed_latitude\S* does not exist",
+            "ALTER TABLE after_hours_places RENAME COLUMN visits TO v",
+            r"visits\S* does not exist",
             500,
         ),
         (REFUSE, "refused", 500),

@@ -239,6 +239,7 @@ EXPORTED = {
     "after_hours_declines": "declines",
     "device_fingerprints": "devices",
     "after_hours_search": "search",
+    "after_hours_places": "places",
     "after_hours_matches": "matches",
     OUTBOX: "unpublishedExpiries",
 }

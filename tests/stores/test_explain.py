@@ -20,6 +20,7 @@ from tests.factories import Factory
 from tests.wire import Wire
 
 WEEK, MINUTES = timedelta(days=7), timedelta(minutes=15)
+KEPT = cleanup.Kept(WEEK, timedelta(days=90))
 PLACE = Point(52.52, 13.405)
 DEVICE: dict[str, str | None] = {"device_id": "d", "device_model": "m", "platform": "ios"}
 
@@ -28,19 +29,20 @@ PLACES = {
     "ended_at": "2026-01-01",
     "expires_at": "2026-01-01",
     "id": str(uuid.UUID(int=7)),
+    "last_seen": "2026-01-01",
     "user_id": "m7",
 }
 
 
 def start() -> None:
     with suppress(sessions.StartRefusedError):  # the second time
-        sessions.start("m19999", MINUTES, PLACE, lambda _: PLACE, DEVICE)
+        sessions.start("m19999", MINUTES, PLACE, [uuid.UUID(int=n).hex for n in range(12)], lambda _: PLACE, DEVICE)
 
 
 def find() -> None:
     for name, step in cleanup.STEPS.items():
         for after in (None, [PLACES[column.key] for column in step.order]):
-            cleanup.find(name, 200, WEEK, after)
+            cleanup.find(name, 200, KEPT, after)
 
 
 def decline() -> None:
@@ -53,7 +55,7 @@ def decline() -> None:
 
 def delete_rows() -> None:
     for name, step in cleanup.STEPS.items():
-        cleanup.delete_rows(name, [[PLACES[column.key] for column in step.order]], WEEK)
+        cleanup.delete_rows(name, [[PLACES[column.key] for column in step.order]], KEPT)
 
 
 CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
@@ -105,7 +107,7 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     cleanup.try_lock: (),
     find: (),
     delete_rows: (),
-    cleanup.count: (WEEK,),
+    cleanup.count: (KEPT,),
 }
 # For each execution anew (plan_cache_mode): the plan for any values is never used.
 PLANNED_FOR_THEIR_VALUES = {"find", "count"}
@@ -144,6 +146,8 @@ ROWS = """
         SELECT id, user_id, 'm' || (substr(user_id, 2)::int + 1) % 20000, ended_at
         FROM after_hours_sessions WHERE ended_at < now() - interval '6 days' LIMIT 20000
         ON CONFLICT DO NOTHING;
+    INSERT INTO after_hours_places (id, user_id, fuzzed_latitude, fuzzed_longitude, visits, last_seen)
+        SELECT gen_random_uuid(), 'm' || n % 20000, 1, 1, 1, current_date - n % 95 FROM generate_series(0, 99999) AS n;
     INSERT INTO after_hours_search (user_id, session_id, key, wish, me, since, look_at, looked_at)
         SELECT user_id, id, discovery_key, discovery_wish, after_hours_self('Male', 30), now(),
             CASE WHEN random() < 0.01 THEN now() + interval '1 hour' END, CASE WHEN random() < 0.01 THEN now() END

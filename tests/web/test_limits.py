@@ -8,7 +8,7 @@ from redis import Redis
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
-from tests.client import API, PHOTO, SESSION, status
+from tests.client import API, PHOTO, SESSION, end, start, status
 from tests.conftest import make_settings
 from tests.factories import Factory, bearer
 from tests.stopwatch import Stopwatch
@@ -17,7 +17,12 @@ from tests.stopwatch import Stopwatch
 @pytest.fixture
 def settings(database_url: str, redis_url: str) -> Settings:
     return make_settings(
-        database_url, redis_url, ratelimit_enabled=True, ratelimit_default="3 per hour", ratelimit_photo="2 per hour"
+        database_url,
+        redis_url,
+        ratelimit_enabled=True,
+        ratelimit_default="3 per hour",
+        ratelimit_photo="2 per hour",
+        ratelimit_start="2 per hour",
     )
 
 
@@ -79,6 +84,16 @@ def test_each_way_of_leaving_has_a_limit_of_its_own(
     for method_2, path_2, body_2 in LEAVING:
         answer = client.open(f"{API}/{path_2}", method=method_2, json=body_2, headers=bearer(member))
         assert (answer.status_code == 429) is ((method_2, path_2) == (method, path))
+
+
+def test_starts_have_a_limit_of_their_own(app: Flask, factory: Factory) -> None:
+    """Whatever they come to: who could start anywhere, again and again, could map the others."""
+    client, member = app.test_client(), factory.member()
+    answers = [start(client, member, **place) for place in ({}, {"latitude": 10}, {"latitude": 20})]
+    assert [answer.status_code for answer in answers] == [201, 409, 429]
+    assert answers[2].json["code"] == "RATE_LIMITED"
+    assert int(answers[2].headers["Retry-After"]) > 60
+    assert end(client, member).status_code == 200
 
 
 def test_photos_have_a_limit_of_their_own(app: Flask, factory: Factory) -> None:
