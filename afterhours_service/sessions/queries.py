@@ -248,7 +248,8 @@ def _prepare_start() -> Any:
     ).select_from(made)
 
 
-_PREPARE_START = Statement(_prepare_start(), _Preparation)
+# A plan that was made while nothing was remembered would read all of it later.
+_PREPARE_START = Statement(_prepare_start(), _Preparation, before="SET LOCAL enable_seqscan = off;")
 
 
 def _unmasked(name: str, mask: ColumnElement[Any]) -> ColumnElement[Any]:
