@@ -92,7 +92,8 @@ class Cells:
         found = {cell: centre for point in turned for _, cell, centre in places.cells_near(point)}
         centres = [places.turn(centre, places.transposed(rotation)) for centre in found.values()]
         degrees = [Point(math.degrees(math.asin(z)), math.degrees(math.atan2(y, x))) for x, y, z in centres]
-        digests = [places.digest_of(cell, member_id, secret) for cell in found]
+        key = places.key_of(member_id, secret)
+        digests = [places.digest_of(cell, key) for cell in found]
         self.centres = plane.metres(degrees)
         """Of shape (cells, 2)."""
         self.points = plane.metres(

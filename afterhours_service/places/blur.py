@@ -7,6 +7,7 @@ shown elsewhere: a place is shown at one point, on whatever side of a cell's edg
 this promises and what it doesn't; benchmarks/privacy.py attacks it.
 """
 
+import hashlib
 import hmac
 import math
 from collections.abc import Iterable
@@ -39,6 +40,7 @@ _ROWS = math.ceil(math.pi * EARTH_RADIUS_METRES / (1.5 * CELL_RADIUS_METRES))
 _ROW_HEIGHT_DEGREES = 180 / _ROWS
 _ROWS_NEAR = round(NEAR_METRES / (math.radians(_ROW_HEIGHT_DEGREES) * EARTH_RADIUS_METRES))
 _CELL_WIDTH_METRES = math.sqrt(3) * CELL_RADIUS_METRES
+_COLUMNS_NEAR = 1.05 * NEAR_METRES / _CELL_WIDTH_METRES
 _WIDTH_STEP = math.log(1.01)
 """Rows hold equally many cells, and so fit together as hexagons, as long as their widths differ by less than 1 %.
 Where the number changes, in one row out of a hundred or so, cells are irregular, up to 70 m from centre to corner."""
@@ -84,7 +86,8 @@ def surroundings(point: Point, *, member_id: str, secret: bytes) -> Surroundings
     rotation = rotation_of(member_id, secret)
     turned = turn(vector_of(point), rotation)
     cells = cells_near(turned)
-    digests = [digest_of(cell, member_id, secret) for _, cell, _ in cells]
+    key = key_of(member_id, secret)
+    digests = [digest_of(cell, key) for _, cell, _ in cells]
     shown = point_around(cells[0][2], digests[0], rotation)
     return Surroundings([digest[:16].hex() for digest in digests], shown)
 
@@ -153,22 +156,31 @@ def cells_near(point: Vector) -> list[tuple[float, tuple[int, int], Vector]]:
         ideal = math.tau * EARTH_RADIUS_METRES * out / _CELL_WIDTH_METRES
         cells = math.ceil(math.exp(_WIDTH_STEP * math.ceil(math.log(ideal) / _WIDTH_STEP)))
         shift = row % 2 / 2
-        middle = round(longitude * cells - shift)
+        middle = longitude * cells - shift
         # Around the poles of the grid a straight line is much shorter than a parallel: there, all cells of the row.
-        reach = 3 if cells > 50 else cells // 2
-        for column in {number % cells for number in range(middle - reach, middle + reach + 1)}:
-            angle = math.tau * (column + shift) / cells
+        reach = _COLUMNS_NEAR if cells > 50 else cells / 2
+        for number in range(math.ceil(middle - reach), math.ceil(middle + reach)):
+            angle = math.tau * (number + shift) / cells
             centre = (out * math.cos(angle), out * math.sin(angle), up)
-            found.append((_metres(centre, point), (row, column), centre))
+            # The straight line is as good as the arc: shorter by less than a thousandth of a millimetre.
+            distance = EARTH_RADIUS_METRES * math.dist(centre, point)
+            found.append((distance, (row, number % cells), centre))
     found.sort()
     return found[:1] + [cell for cell in found[1:] if cell[0] <= NEAR_METRES]
 
 
-def digest_of(cell: tuple[int, int], member_id: str, secret: bytes) -> bytes:
-    """Return the 32 bytes that a member's cell is known by: its id, then the numbers that its point is made of."""
+def key_of(member_id: str, secret: bytes) -> bytes:
+    """Return the 32 bytes that make a member's cells their own."""
+    return hmac.digest(secret, b"after-hours/places/1\0" + member_id.encode(), "sha256")
+
+
+def digest_of(cell: tuple[int, int], key: bytes) -> bytes:
+    """Return the 32 bytes that a member's cell is known by: its id, then the numbers that its point is made of.
+
+    Keyed BLAKE2 (RFC 7693) takes a quarter of HMAC-SHA256's time.
+    """
     row, column = cell
-    message = b"after-hours/place/1\0" + row.to_bytes(4) + column.to_bytes(4) + member_id.encode()
-    return hmac.digest(secret, message, "sha256")
+    return hashlib.blake2b(row.to_bytes(4) + column.to_bytes(4), digest_size=32, key=key).digest()
 
 
 def point_around(centre: Vector, digest: bytes, rotation: Matrix) -> Point:
@@ -208,8 +220,3 @@ def transposed(rotation: Matrix) -> Matrix:
     """Return the rotation that turns back."""
     (a, b, c), (d, e, f), (g, h, i) = rotation
     return (a, d, g), (b, e, h), (c, f, i)
-
-
-def _metres(a: Vector, b: Vector) -> float:
-    """Return the distance of two unit vectors along the Earth."""
-    return 2 * EARTH_RADIUS_METRES * math.asin(math.dist(a, b) / 2)
