@@ -43,8 +43,7 @@ BEGIN
             to_regclass('device_fingerprints'), to_regclass('after_hours_alembic_version'), to_regclass('users'),
             to_regclass('profiles'), to_regclass('user_subscriptions'), to_regclass('blocks'),
             to_regclass('banned_photo_hashes'), to_regclass('after_hours_matches'), to_regclass('after_hours_search'),
-            to_regclass('after_hours_places'),
-            to_regclass('after_hours_messages'))
+            to_regclass('after_hours_places'), to_regclass('after_hours_messages'))
     LOOP
         EXECUTE format('GRANT USAGE ON SCHEMA %s TO after_hours', place);
     END LOOP;
