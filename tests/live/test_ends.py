@@ -51,7 +51,7 @@ def test_it_ends_when_the_gate_would_not_let_the_member_pass_any_more(
     factory.execute(change, barred)
     assert phones[barred].hears("disconnect") == "server disconnect"
     start(client, other)
-    assert phones[other].next()[0] == "after_hours:session_started"
+    assert phones[other].hears("after_hours:session_started")  # the state may come once more before it
 
 
 def test_a_withdrawal_ends_it_at_once(client: FlaskClient, factory: Factory, phone: Any) -> None:
