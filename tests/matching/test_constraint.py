@@ -188,10 +188,12 @@ def test_a_node_matcher_beside_ours_is_refused_and_nobody_is_in_two(
     thread = threading.Thread(target=insert)
     thread.start()
     try:
-        for _ in range(10):
+        for rounds in range(500):
             work()
             assert factory.execute(TWICE) == []
             factory.execute("UPDATE after_hours_matches SET declined_by = user_id_1 WHERE random() < 0.5")
+            if rounds >= 10 and refused:  # the thread may come late on a busy machine
+                break
     finally:
         stop.set()
         thread.join()
