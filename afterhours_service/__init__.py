@@ -10,7 +10,7 @@ from afterhours_service.monitoring import health, prometheus
 from afterhours_service.sessions import jobs as _session_jobs  # noqa: F401 - gives the session timers their job
 from afterhours_service.stores import engine, objects, redis
 from afterhours_service.telemetry import log
-from afterhours_service.web import docs_page, errors, headers, limits, openapi, photo_links, request_log
+from afterhours_service.web import docs_page, errors, headers, limits, openapi, overload, photo_links, request_log
 
 MAX_BODY_BYTES = 64 * 1024
 
@@ -24,6 +24,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     log.configure(settings.log_level)
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.url_map.merge_slashes = False  # it would redirect, to whatever host the client has named
     app.extensions["after_hours_settings"] = settings
 
     engine.init_app(app, settings)
@@ -33,6 +34,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Called before each request, in this order.
     request_log.init_app(app)
     headers.init_app(app, settings)
+    overload.init_app(app)
     limits.init_app(app, settings)
 
     api = openapi.init_app(app) if settings.api_docs else app  # describing the API takes longer than all the rest

@@ -1,4 +1,4 @@
-"""The processes beside the API, `after-hours-worker [QUEUE…]`, `-scheduler` and `-live`, and the periodic jobs."""
+"""The processes, `after-hours-api`, `-worker [QUEUE…]`, `-scheduler` and `-live`, and the periodic jobs."""
 
 import argparse
 
@@ -10,6 +10,7 @@ from afterhours_service.jobs.scheduler import Periodic, run_scheduler
 from afterhours_service.jobs.worker import run_worker
 from afterhours_service.live.server import run_gateway
 from afterhours_service.matching import jobs as matching
+from afterhours_service.server.master import run_api
 from afterhours_service.sessions import jobs as sessions
 
 
@@ -26,6 +27,13 @@ def periodic_jobs(settings: Settings) -> tuple[Periodic, ...]:
         Periodic("after-hours-cleanup", cleanup.cleanup, cron=settings.cleanup_cron),
         Periodic("after-hours-cleanup-resume", cleanup.resume, seconds=30),
     )
+
+
+def api() -> None:
+    """Run the API until SIGTERM or SIGINT. Raises SettingsError."""
+    parser = argparse.ArgumentParser(description="Serve the HTTP API. Any number may run.")
+    parser.parse_args()
+    run_api(Settings.from_environ(), create_app)
 
 
 def worker() -> None:

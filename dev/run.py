@@ -21,6 +21,8 @@ from dev.page import page
 from dev.processes import Processes
 
 ROOT = Path(__file__).parent.parent
+# The processes of the Procfile.
+COMMANDS = {"web": ["api.py"], "worker": ["worker.py"], "scheduler": ["scheduler.py"], "live": ["live.py"]}
 
 
 def main() -> None:
@@ -46,6 +48,8 @@ def main() -> None:
             os.environ.setdefault(name, _secret(state / name.lower()))
         os.environ.setdefault("STORAGE_FOLDER", str(state / "photos"))
         os.environ.setdefault("PUBLIC_URL", f"http://127.0.0.1:{options.port}")
+        os.environ["API_PORT"] = str(options.port)
+        os.environ.setdefault("WEB_CONCURRENCY", "2")
         os.environ.setdefault("LIVE_PORT", str(options.port + 2))
         os.environ.setdefault(
             "CORS_ORIGINS", f"http://127.0.0.1:{options.port + 1},http://localhost:{options.port + 1}"
@@ -62,7 +66,7 @@ def main() -> None:
             upgrade()
             demo.seed()
         with (
-            Processes(_commands(options.port), log) as processes,
+            Processes(COMMANDS, log) as processes,
             page(service, options.port + 1, processes, may_empty_redis="REDIS_URL" not in given) as address,
         ):
             for port in (options.port, settings.live_port):
@@ -89,18 +93,6 @@ def _secret(path: Path) -> str:
         path.touch(mode=0o600)
         path.write_text(secrets.token_urlsafe(48))
     return path.read_text()
-
-
-def _commands(port: int) -> dict[str, list[str]]:
-    """Return the processes of the Procfile."""
-    bind = f"127.0.0.1:{port}"
-    gunicorn = ["-m", "gunicorn", "--bind", bind, "--workers", "2", "--log-level", "warning"]
-    return {
-        "web": [*gunicorn, "afterhours_service:create_app()"],
-        "worker": ["worker.py"],
-        "scheduler": ["scheduler.py"],
-        "live": ["live.py"],
-    }
 
 
 def _wait_for(port: int, processes: Processes) -> None:

@@ -4,7 +4,7 @@ from itertools import chain
 from pathlib import Path
 
 from afterhours_service.config import S3Settings, Settings
-from afterhours_service.config.variables import Variable, variables_of
+from afterhours_service.config.variables import variables_of
 
 PATH = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -18,18 +18,12 @@ does not start; it prints every problem at once. The libraries that will use a U
 connecting. `JWT_SECRET`, `LOCATION_SECRET` and `METRICS_TOKEN` must differ from one another.
 
 """
-# gunicorn reads this one by itself.
-_WEB_CONCURRENCY = Variable(
-    name="WEB_CONCURRENCY",
-    help="number of processes of the API; [gunicorn.conf.py](../gunicorn.conf.py) has the server's other settings",
-    default=1,
-)
 
 
 def text() -> str:
     """Return the page."""
     declared = (each for _, each in chain(variables_of(Settings), variables_of(S3Settings)))
-    rows = [each.row() for each in (*declared, _WEB_CONCURRENCY)]
+    rows = [each.row() for each in declared]
     return _INTRODUCTION + "\n".join(["| variable | meaning | default |", "| --- | --- | --- |", *rows, ""])
 
 

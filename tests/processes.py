@@ -1,5 +1,6 @@
 """The service's processes, as an operator starts them."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Self
 from urllib.request import urlopen
 
+from benchmarks.load.cpu import api_workers
 from tests.conftest import ROOT
 from tests.factories import SECRET
 from tests.stopwatch import Stopwatch, eventually
 
 STOP_SECONDS = 10
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
-# The commands of the tests' own environment, such as python, flask and gunicorn.
+# The commands of the tests' own environment, such as python and flask.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}"
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 NOWHERE = "postgresql://nobody@/none?host=/nonexistent"
@@ -79,6 +81,21 @@ class Process:
         match: re.Match[str] = eventually(look)
         return match
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the API's workers."""
+        return api_workers(self.pid)
+
+    def answers(self, url: str) -> bool:
+        """Return whether the URL is served; fail if the process has ended."""
+        assert self._process.poll() is None, self.output()
+        with contextlib.suppress(OSError), urlopen(url, timeout=60):
+            return True
+        return False
+
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
 
@@ -107,12 +124,13 @@ class Processes:
         self._started.append(process)
         return process
 
-    def web(self) -> tuple[Process, str]:
+    def web(self, command: str = "web", **changes: str) -> tuple[Process, str]:
         """Start the API on a free port, and return it with its URL."""
-        process = self("web", GUNICORN_CMD_ARGS="--bind 127.0.0.1:0")
-        origin = process.says(r"Listening at: (http://\S+)")[1]
-        with urlopen(f"{origin}/healthz", timeout=60):
-            return process, f"{origin}/api/after-hours/session"
+        port = free_port()
+        process = self(command, API_PORT=str(port), **changes)
+        origin = f"http://127.0.0.1:{port}"
+        eventually(lambda: process.answers(f"{origin}/healthz"))
+        return process, f"{origin}/api/after-hours/session"
 
     def __enter__(self) -> Self:
         return self

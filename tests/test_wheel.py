@@ -103,17 +103,14 @@ def test_the_first_session_with_nothing_but_the_wheel(
     upgrade = ("-m", "flask", "--app", "afterhours_service", "db", "upgrade")
     run(installed / "bin/python", *upgrade, cwd=installed, **settings)
     with (
-        # Where its gunicorn.conf.py is.
-        Processes(installed, settings, cwd=installed / "share/after-hours") as start,
+        Processes(installed, settings, cwd=installed) as start,
         contextlib.closing(psycopg2.connect(database_url)) as connection,
         redis.pubsub(ignore_subscribe_messages=True) as events,  # type: ignore[no-untyped-call]
     ):
-        gunicorn = start("python -m gunicorn --bind 127.0.0.1:0 'afterhours_service:create_app()'")
-        origin = gunicorn.says(r"Listening at: (http://\S+)")[1]
+        web, url = start.web("after-hours-api")
+        origin = url.removesuffix(f"{API}/session")
         ready = ask(f"{origin}/readyz", {})
         assert (ready["status"], ready["schema"]) == ("ok", "ok")
-        with urlopen(f"{origin}/healthz", timeout=60) as answer:
-            assert answer.headers["Server"] == "after-hours"  # gunicorn.conf.py was read
 
         api = f"{origin}{API}"
         connection.autocommit = True
@@ -126,7 +123,7 @@ def test_the_first_session_with_nothing_but_the_wheel(
         factory.travel(60)
         assert not ask(f"{api}/session", bearer(nia))["active"]
 
-        processes = (gunicorn, start("after-hours-worker"), start("after-hours-scheduler"))
+        processes = (web, start("after-hours-worker"), start("after-hours-scheduler"))
         told: list[str] = []
         while "after_hours:session_expired" not in told:
             message = eventually(lambda: events.get_message(timeout=1))

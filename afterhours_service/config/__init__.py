@@ -215,6 +215,26 @@ class Settings:
         check=validators.are_origins,
         convert=tuple,
     )
+    api_host: str = setting(
+        "API_HOST",
+        "address of the API",
+        default="127.0.0.1",
+        check=validators.is_host,
+    )
+    api_port: int = setting(
+        "API_PORT",
+        "port of the API",
+        type=Env.int,
+        default=8000,
+        check=validators.is_port,
+    )
+    web_concurrency: int = setting(
+        "WEB_CONCURRENCY",
+        "number of processes of the API; one per core",
+        type=Env.int,
+        default=1,
+        check=validate.Range(1, 256),
+    )
     live_host: str = setting(
         "LIVE_HOST",
         "address of the live gateway",

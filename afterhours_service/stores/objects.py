@@ -215,7 +215,7 @@ class S3Storage:
     """Objects in a bucket of an S3-compatible server, read through presigned URLs that live for `ttl` seconds.
 
     An attempt gives up when the server takes more than `connect_seconds` to accept the connection or is silent for
-    `answer_seconds`. There are two attempts, so that with the defaults a call ends within 20 s: before gunicorn kills
+    `answer_seconds`. There are two attempts, so that with the defaults a call ends within 20 s: before the API ends
     the waiting worker at 30 s.
 
     One instance serves any number of threads, and may be made before a fork.

@@ -1,7 +1,6 @@
 """The metrics of each process, for Prometheus. No label identifies a member.
 
-With several gunicorn workers, PROMETHEUS_MULTIPROC_DIR adds their numbers up. gunicorn.conf.py sets it before this
-module is imported.
+PROMETHEUS_MULTIPROC_DIR adds the numbers of the API's workers up. Their master sets it before they import this module.
 """
 
 import os

@@ -266,29 +266,6 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(DBAPIError, _render_database)
     app.register_error_handler(PoolTimeout, _render_database)
     app.register_error_handler(Exception, _render_unexpected)
-    serve = app.wsgi_app
-
-    def serve_readable(environ: dict[str, Any], start_response: Any) -> Any:
-        if "HTTP_TRANSFER_ENCODING" in environ:
-            environ["wsgi.input"] = _Chunked(environ["wsgi.input"])
-        return serve(environ, start_response)
-
-    app.wsgi_app = serve_readable  # type: ignore[method-assign]
-
-
-class _Chunked:
-    """A body in chunks; one that is malformed is a connection that broke, for which werkzeug answers 400."""
-
-    def __init__(self, body: Any) -> None:
-        self._body = body
-
-    def read(self, *size: int) -> bytes:
-        """Read; raises OSError for whatever the server raises, which may be a class of its own."""
-        try:
-            data: bytes = self._body.read(*size)
-        except Exception as error:
-            raise OSError("unreadable body") from error
-        return data
 
 
 # SQLSTATE classes and codes of temporary failures: connection exceptions, insufficient resources, operator intervention

@@ -62,7 +62,7 @@ class Programme:
 
     def __init__(self, stack: Stack, history: History) -> None:
         self._stack, self._history = stack, history
-        self._load = Load(history, stack.path, stack.tokens)
+        self._load = Load(history, stack.api_port, stack.tokens)
         self._subscriber = Subscriber(stack, history)
         self._phones = Phones(stack, history)
         self._probe = Probe(stack, history, self._subscriber, self._phones)

@@ -7,13 +7,11 @@ import collections
 import heapq
 import http.client
 import json
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
@@ -43,25 +41,16 @@ class Member:
     expires: float = field(compare=False, default=0.0)
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the path."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+def connect(port: int) -> http.client.HTTPConnection:
+    """Return a connection to a port of the loopback, which is opened by the first request."""
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
 
 
 class Load:
     """All members, worked by THREADS threads."""
 
-    def __init__(self, history: History, path: Path, tokens: Mapping[str, str], seed: int = 0) -> None:
-        self._history, self._path = history, path
+    def __init__(self, history: History, port: int, tokens: Mapping[str, str], seed: int = 0) -> None:
+        self._history, self._port = history, port
         now = time.monotonic()
         random = Random(seed)
         members = [Member(now + random.uniform(0, PAUSE_SECONDS[1]), *item) for item in tokens.items()]
@@ -105,7 +94,7 @@ class Load:
         """Send requests at the same time, each on its own connection."""
         sent = []
         for request in requests:
-            connection = UnixConnection(self._path)
+            connection = connect(self._port)
             invoked = time.time()
             try:
                 connection.request(*_http(request, member.token))

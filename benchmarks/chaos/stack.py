@@ -1,4 +1,4 @@
-"""Real processes: PostgreSQL, Valkey, gunicorn, two workers, two schedulers, a gateway; supervised, as by systemd."""
+"""Real processes: PostgreSQL, Valkey, API, two workers, two schedulers, a gateway; supervised, as by systemd."""
 
 import contextlib
 import json
@@ -20,7 +20,8 @@ import jwt
 import psycopg2
 from redis import Redis
 
-from benchmarks.chaos.load import UnixConnection
+from benchmarks.chaos.load import connect
+from benchmarks.load.cpu import api_workers
 from dev.embedded import guarded, home, postgres, release, valkey
 
 ROOT = Path(__file__).parent.parent.parent
@@ -128,11 +129,10 @@ class Stack:
         self.redis_url = f"unix://{self._redis_name}?db=0"
         self._place = place
         self.postgres_folder = place.path / "pg"
-        self.path = folder / "api.sock"
         self._clock = folder / "clock"
         self.shift_clock(0)
         secret = secrets.token_urlsafe(48)
-        self.live_port = free_port()
+        self.api_port, self.live_port = free_port(), free_port()
         self._environment = {
             "PATH": os.environ["PATH"],
             "DATABASE_URL": self.database_url,
@@ -141,13 +141,14 @@ class Stack:
             "LOCATION_SECRET": secrets.token_urlsafe(48),
             "AFTER_HOURS_MINUTE_SECONDS": "1",
             "RATELIMIT_ENABLED": "false",
+            "API_PORT": str(self.api_port),
+            "WEB_CONCURRENCY": "2",
             "LIVE_PORT": str(self.live_port),
             "PYTHONPATH": str(CLOCK),
             "CHAOS_CLOCK": str(self._clock),
         }
-        gunicorn = ["-m", "gunicorn", "--bind", f"unix:{self.path}", "--workers", "2", "--log-level", "warning"]
         commands = {
-            "api": [*gunicorn, "afterhours_service:create_app()"],
+            "api": ["api.py"],
             "worker-1": ["worker.py"],
             "worker-2": ["worker.py"],
             "scheduler-1": ["scheduler.py"],
@@ -204,15 +205,14 @@ class Stack:
         return url
 
     def kill(self, kind: str) -> None:
-        """Kill all processes of a kind: `api` (with gunicorn's arbiter), `worker`, `scheduler` or `live`."""
+        """Kill all processes of a kind: `api` (the process that starts the others), `worker`, `scheduler` or `live`."""
         for process in self.processes.values():
             if process.name.startswith(kind):
                 process.kill()
 
     def kill_api_worker(self) -> None:
-        """Kill one of gunicorn's two workers."""
-        children = subprocess.check_output(["pgrep", "-P", str(self.processes["api"].pid)], text=True)
-        os.kill(int(children.split()[0]), signal.SIGKILL)
+        """Kill one of the API's two workers."""
+        os.kill(api_workers(self.processes["api"].pid)[0], signal.SIGKILL)
 
     def active_scheduler(self) -> Process:
         """Return the scheduler that holds the lease."""
@@ -232,7 +232,7 @@ class Stack:
         """Wait until the API says that it can serve. Raises SystemExit after START_SECONDS."""
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
-            with contextlib.suppress(OSError, ValueError), contextlib.closing(UnixConnection(self.path)) as connection:
+            with contextlib.suppress(OSError, ValueError), contextlib.closing(connect(self.api_port)) as connection:
                 connection.request("GET", "/readyz")
                 if json.loads(connection.getresponse().read())["success"]:
                     return

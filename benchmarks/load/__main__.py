@@ -64,7 +64,7 @@ class Plan:
 
 
 OURS, BULLMQ, RQ = "this service", "BullMQ, a job per session", "rq-scheduler, a job per session"
-WORKERS = 2 * (os.cpu_count() or 1)  # of gunicorn, as it is deployed
+WORKERS = os.cpu_count() or 1  # processes of the API, as it is deployed
 EXPRESS, NODE_SERVICE = "Express, one process", "the Node service, as told"
 FULL = Plan(
     runs=3,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -33,6 +34,17 @@ def resident_bytes(pid: int) -> int:
 def children(pid: int) -> list[int]:
     """Return the processes that a process has started, and that are still there."""
     return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
+def api_workers(pid: int) -> list[int]:
+    """Return the workers that an API's first process has started."""
+    return [child for child in children(pid) if b"spawn_main" in _command(child)]
+
+
+def _command(pid: int) -> bytes:
+    with suppress(OSError):  # ended meanwhile
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def _tree(pid: int) -> Iterator[int]:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import URLError
@@ -21,7 +21,7 @@ from urllib.request import urlopen
 import psycopg2
 from redis import Redis
 
-from benchmarks.load.cpu import CpuMeter, children
+from benchmarks.load.cpu import CpuMeter
 from dev.embedded import Home, guarded, home, postgres, release, valkey
 
 ROOT = Path(__file__).parent.parent.parent
@@ -53,6 +53,7 @@ class Stack:
     processes: dict[str, int]
     pids: dict[str, list[int]]
     running: contextlib.ExitStack
+    guarded: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str) -> None:
         """Start a process of the Procfile; it ends with the stack, or with this process, however that ends."""
@@ -60,9 +61,15 @@ class Stack:
             process = guarded(
                 self.commands[name], signal.SIGTERM, cwd=self.root, env=self.environment, stdout=log, stderr=log
             )
-        self.running.callback(stop, process)
+        self.guarded[name] = process
+        self.running.callback(self.stop, name)
         self.processes[name] = process.pid
         self.pids["service"] = [*self.processes.values()]
+
+    def stop(self, name: str) -> None:
+        """End a process, by force if it takes too long; do nothing if it has ended."""
+        if process := self.guarded.pop(name, None):
+            stop(process)
 
     def execute(self, statement: str, *parameters: Any) -> list[Any]:
         """Run a statement in its own transaction, and return its rows."""
@@ -90,11 +97,12 @@ class Stack:
         wait_for(lambda: (self.redis.zscore(SCHEDULED, RECONCILE) or 0) > time.time(), START_SECONDS)  # type: ignore[operator]
 
     def scale(self, workers: int) -> None:
-        """Set the number of gunicorn workers, and wait until they run."""
-        master = self.processes["web"]
-        while missing := workers - len(children(master)):
-            os.kill(master, signal.SIGTTIN if missing > 0 else signal.SIGTTOU)
-            time.sleep(1)
+        """Set the number of the API's workers, and wait until they run."""
+        if self.environment.get("WEB_CONCURRENCY") == str(workers):
+            return
+        self.environment["WEB_CONCURRENCY"] = str(workers)
+        self.stop("web")
+        self.start("web")
         self.rest()
 
     def rest(self) -> None:
@@ -128,7 +136,7 @@ def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "schedul
             "JWT_SECRET": SECRET,
             "LOCATION_SECRET": SECRET[::-1],
             "RATELIMIT_ENABLED": "false",
-            "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}",
+            "API_PORT": str(port),
         }
         upgrade = [sys.executable, "-m", "flask", "--app", "afterhours_service", "db", "upgrade"]
         subprocess.run(upgrade, cwd=root, env=environment, check=True, capture_output=True)

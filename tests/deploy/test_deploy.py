@@ -88,8 +88,9 @@ def test_a_plain_worker_of_rq_is_told_every_queue() -> None:
 def test_systemd_understands_the_units(tmp_path: Path) -> None:
     folder = tmp_path / "etc/systemd/system"
     shutil.copytree(ROOT / "deploy/systemd", folder)
-    for program in ("gunicorn", "after-hours-worker", "after-hours-scheduler", "after-hours-live"):
-        path = tmp_path / "opt/after-hours/current/bin" / program
+    ours = ("after-hours-api", "after-hours-worker", "after-hours-scheduler", "after-hours-live")
+    for program in (*(f"opt/after-hours/current/bin/{name}" for name in ours), "bin/kill"):
+        path = tmp_path / program
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o755)
     for standard in ("sysinit", "basic", "shutdown", "network-online", "multi-user"):

@@ -1,7 +1,9 @@
 """What Prometheus sees: counts and times that are right, behind a token, and no member in any label."""
 
 import contextlib
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from afterhours_service.jobs.scheduler import LEASE
 from afterhours_service.jobs.worker import Worker
 from afterhours_service.matching import rounds
 from afterhours_service.monitoring.status import current_status
+from afterhours_service.server.master import MEMORY, PREFIX
 from afterhours_service.sessions import jobs
 from afterhours_service.stores.connection import cursor, release_connection
 from afterhours_service.stores.redis import is_redis_away
@@ -283,26 +286,33 @@ def read(url: str, **headers: str) -> str:
 @pytest.fixture
 def run(database_url: str, redis: Redis, redis_url: str, tmp_path: Path) -> Iterator[Processes]:
     """Return what starts processes that serve their metrics."""
-    metrics = {"METRICS_TOKEN": SECRET * 2, "METRICS_PORT": str(free_port()), "TMPDIR": str(tmp_path)}
+    metrics = {"METRICS_TOKEN": SECRET * 2, "METRICS_PORT": str(free_port())}
     with Processes(tmp_path, environ(database_url, redis_url, **metrics)) as run:
         yield run
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
-def test_whichever_gunicorn_worker_is_asked_tells_of_all(run: Processes, tmp_path: Path) -> None:
-    gunicorn = run("gunicorn --bind 127.0.0.1:0 --workers 3 --threads 2 'afterhours_service:create_app()'")
-    origin = gunicorn.says(r"Listening at: (http://\S+)")[1]
+def test_whichever_worker_of_the_api_is_asked_tells_of_all(run: Processes) -> None:
+    web, url = run.web(WEB_CONCURRENCY="3")
+    origin = url.removesuffix("/api/after-hours/session")
     health = {"method": "GET", "route": "/healthz", "status": "200", "code": ""}
     token = {"Authorization": f"Bearer {SECRET * 2}"}
     for _ in range(30):
         read(f"{origin}/healthz")
     counted = [value(parse(read(f"{origin}/metrics", **token)), "http_requests_total", **health) for _ in range(6)]
-    assert counted == [30] * 6
-    assert len(list(tmp_path.glob("after-hours-metrics-*"))) == 1
-    gunicorn.terminate()
-    assert gunicorn.exit_code() == 0
-    assert not list(tmp_path.glob("after-hours-metrics-*"))
+    assert counted == [31] * 6  # one by the test, to see that it runs
+
+    [folder] = MEMORY.glob(f"{PREFIX}{web.pid}-*")
+    killed, *others = web.workers()
+    assert list(folder.glob(f"gauge_live*_{killed}.db"))
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: not list(folder.glob(f"gauge_live*_{killed}.db")))
+    assert set(others) < set(eventually(lambda: len(web.workers()) == 3 and web.workers()))
+    assert value(parse(read(f"{origin}/metrics", **token)), "http_requests_total", **health) == 31
+    web.terminate()
+    assert web.exit_code() == 0
+    assert not folder.exists()
 
 
 @pytest.mark.slow

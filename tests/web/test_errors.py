@@ -303,8 +303,8 @@ def test_no_coordinate_is_told_whatever_happens(
 )
 def test_a_body_that_cannot_be_read_is_the_clients_fault(app: Flask, factory: Factory, path: str) -> None:
     app.testing = False  # what nobody caught is a 500
-    body = Mock()
-    body.read.side_effect = Exception("invalid chunk size")  # as gunicorn does
+    body = Mock(spec=["read"])
+    body.read.side_effect = OSError("the body is broken")  # as our server does
     answer = app.test_client().open(
         f"/api/after-hours/{path}",
         method="PUT" if path == "consent" else "POST",
@@ -317,8 +317,8 @@ def test_a_body_that_cannot_be_read_is_the_clients_fault(app: Flask, factory: Fa
 
 def test_neither_is_a_photo_that_cannot_be_read_ours(app: Flask, factory: Factory) -> None:
     app.testing = False
-    body = Mock()
-    body.read.side_effect = Exception("invalid chunk size")
+    body = Mock(spec=["read"])
+    body.read.side_effect = OSError("the body is broken")
     answer = app.test_client().post(
         "/api/after-hours/profile/photo",
         headers={

@@ -1,0 +1,205 @@
+"""The app as granian calls it: requests wait for their bodies on an event loop, and then run in a few threads.
+
+granian has a WSGI interface, too. It keeps a thread for each body that is still on its way, and takes a broken one for
+a complete one.
+"""
+
+import asyncio
+import io
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from queue import SimpleQueue
+from typing import Any, NamedTuple, NoReturn
+
+from flask import Flask
+from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope
+
+from afterhours_service.profiles.photo import MAX_REQUEST_BYTES as PHOTO_BYTES
+from afterhours_service.telemetry.log import get_logger
+from afterhours_service.web.errors import InternalError
+from afterhours_service.web.overload import OVERLOADED
+
+logger = get_logger(__name__)
+
+BODY_SECONDS = 120  # for a body to arrive: ten megabytes over a slow mobile connection
+PHOTO_PATH = "/api/after-hours/profile/photo"
+ALIVE_PATH = "/healthz"
+
+Headers = list[tuple[str, str]]
+Environ = dict[str, Any]
+
+
+class Lane(NamedTuple):
+    """Threads that answer a kind of request, and how many more requests may wait for them."""
+
+    name: str
+    threads: int
+    waiting: int
+
+
+# Two threads a core keep it busy while others wait for PostgreSQL. The pool's 15 connections suffice for all three.
+MEMBERS = Lane("members", threads=4, waiting=128)
+PHOTOS = Lane("photos", threads=2, waiting=16)  # each takes seconds, most of them in another process
+OPERATORS = Lane("operators", threads=2, waiting=16)  # probes and metrics are answered whatever the members wait for
+OPERATORS_PATHS = {"/readyz", "/metrics"}
+
+
+class Application:
+    """An RSGI application: one per process."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app, self._max_bytes = app, app.config["MAX_CONTENT_LENGTH"]
+        self._lanes = {lane: _Threads(lane, self._answer) for lane in (MEMBERS, PHOTOS, OPERATORS)}
+
+    def oldest(self) -> float:
+        """Return since when the longest of the running requests runs, on the monotonic clock; now if there is none."""
+        return min(lane.oldest() for lane in self._lanes.values())
+
+    async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
+        """Answer a request."""
+        environ = _environ(scope)
+        is_photo = scope.path == PHOTO_PATH
+        await _read_body(environ, protocol, PHOTO_BYTES if is_photo else self._max_bytes)
+        if scope.path == ALIVE_PATH:  # right here: it tells whether the process works, and waits for nothing
+            self._answer(environ, protocol)
+            return
+        lane = PHOTOS if is_photo else OPERATORS if scope.path in OPERATORS_PATHS else MEMBERS
+        if not await self._lanes[lane].run(environ, protocol):
+            self._answer(environ | {OVERLOADED: True}, protocol)
+
+    def _answer(self, environ: Environ, protocol: HTTPProtocol) -> None:
+        started: list[tuple[int, Headers]] = []
+
+        def start_response(status: str, headers: Headers, _error: object = None) -> None:
+            started.append((int(status[:3]), headers))
+
+        try:
+            parts: Iterable[bytes] = self._app(environ, start_response)  # type: ignore[arg-type]
+            try:
+                body = b"".join(parts)
+            finally:
+                if close := getattr(parts, "close", None):
+                    close()
+            status, headers = started[-1]
+        except Exception:
+            logger.exception("a request failed outside the app")
+            status, headers, body = _INTERNAL_ERROR
+        # Clients need not know the program and its version.
+        protocol.response_bytes(status, [*headers, ("Server", "after-hours")], body)
+
+
+class _Threads:
+    def __init__(self, lane: Lane, answer: Any) -> None:
+        self._lane, self._answer = lane, answer
+        self._queue: SimpleQueue[tuple[Environ, HTTPProtocol, asyncio.Future[None]]] = SimpleQueue()
+        self._accepted = 0
+        self._running: dict[int, float] = {}
+        for _ in range(lane.threads):
+            threading.Thread(target=self._work, name=lane.name, daemon=True).start()
+
+    def oldest(self) -> float:
+        return min(list(self._running.values()), default=time.monotonic())
+
+    async def run(self, environ: Environ, protocol: HTTPProtocol) -> bool:
+        """Answer a request in one of the threads, and wait for that; return False if too many others wait."""
+        if self._accepted >= self._lane.threads + self._lane.waiting:
+            return False
+        answered = asyncio.get_running_loop().create_future()
+        self._accepted += 1
+        try:
+            self._queue.put((environ, protocol, answered))
+            await answered
+        finally:
+            self._accepted -= 1
+        return True
+
+    def _work(self) -> None:
+        thread = threading.get_ident()
+        while True:
+            environ, protocol, answered = self._queue.get()
+            self._running[thread] = time.monotonic()
+            self._answer(environ, protocol)
+            del self._running[thread]
+            answered.get_loop().call_soon_threadsafe(answered.set_result, None)
+
+
+class _Broken:
+    """A body that did not arrive: for werkzeug an OSError is a client that went away, which is a 400."""
+
+    def read(self, _size: int = -1) -> NoReturn:
+        raise OSError("the body is broken")
+
+
+_INTERNAL_ERROR = (
+    InternalError.status.value,
+    [("Content-Type", "application/json")],
+    json.dumps(InternalError().body).encode(),
+)
+
+_SAME_FOR_ALL: Environ = {
+    "SCRIPT_NAME": "",
+    "wsgi.version": (1, 0),
+    "wsgi.errors": sys.stderr,
+    "wsgi.multithread": True,
+    "wsgi.multiprocess": True,
+    "wsgi.run_once": False,
+    "wsgi.input_terminated": True,
+}
+
+
+def _environ(scope: Scope) -> Environ:
+    """Return the WSGI environment of a request, without its body (PEP 3333)."""
+    host, _, port = scope.server.rpartition(":")
+    environ: Environ = {
+        **_SAME_FOR_ALL,
+        "wsgi.url_scheme": scope.scheme,
+        "REQUEST_METHOD": scope.method,
+        "PATH_INFO": scope.path.encode().decode("latin-1"),
+        "QUERY_STRING": scope.query_string,
+        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
+        "SERVER_NAME": host,
+        "SERVER_PORT": port,
+    }
+    for name, value in scope.headers.items():
+        if "_" in name:  # X_Request_ID would overwrite X-Request-ID
+            continue
+        key = name.upper().replace("-", "_")
+        key = key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"
+        environ[key] = f"{environ[key]},{value}" if key in environ else value
+    return environ
+
+
+async def _read_body(environ: Environ, protocol: HTTPProtocol, limit: int) -> None:
+    """Wait for the body, and put it into the environment, as if it had come at once.
+
+    One that is larger than `limit` bytes is left out, or cut off after that: the app refuses it by its length.
+    """
+    is_chunked = environ.pop("HTTP_TRANSFER_ENCODING", None) is not None
+    body: bytes | bytearray = b""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            if is_chunked:
+                body = await _read_chunks(protocol, limit)
+                environ["CONTENT_LENGTH"] = str(len(body))
+            elif 0 < int(environ.get("CONTENT_LENGTH", 0)) <= limit:
+                body = await protocol()
+    except (ProtocolClosed, TimeoutError):
+        environ["wsgi.input"] = _Broken()
+    else:
+        environ["wsgi.input"] = io.BytesIO(body)
+
+
+async def _read_chunks(protocol: HTTPProtocol, limit: int) -> bytearray:
+    """Return a body in chunks, up to a little more than `limit` bytes.
+
+    A malformed chunk ends it without an error. What came before is not valid JSON, and has no file in it.
+    """
+    body = bytearray()
+    async for part in protocol:
+        body += part
+        if len(body) > limit:
+            break
+    return body
