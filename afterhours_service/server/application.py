@@ -178,18 +178,16 @@ async def _read_body(environ: Environ, protocol: HTTPProtocol, limit: int) -> No
     One that is larger than `limit` bytes is left out, or cut off after that: the app refuses it by its length.
     """
     is_chunked = environ.pop("HTTP_TRANSFER_ENCODING", None) is not None
-    body: bytes | bytearray = b""
+    if not is_chunked and not 0 < int(environ.get("CONTENT_LENGTH", 0)) <= limit:
+        environ["wsgi.input"] = io.BytesIO()
+        return
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            if is_chunked:
-                body = await _read_chunks(protocol, limit)
-                environ["CONTENT_LENGTH"] = str(len(body))
-            elif 0 < int(environ.get("CONTENT_LENGTH", 0)) <= limit:
-                body = await protocol()
+            body = await (_read_chunks(protocol, limit) if is_chunked else protocol())
     except (ProtocolClosed, TimeoutError):
         environ["wsgi.input"] = _Broken()
     else:
-        environ["wsgi.input"] = io.BytesIO(body)
+        environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
 
 
 async def _read_chunks(protocol: HTTPProtocol, limit: int) -> bytearray:

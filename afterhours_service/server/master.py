@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.net import SocketHolder
@@ -76,6 +76,7 @@ class _Server(MPServer):
             port=settings.api_port,
             interface=Interfaces.RSGI,
             workers=settings.web_concurrency,
+            loop=Loops.asyncio,
             http=HTTPModes.http1,
             websockets=False,
             backlog=BACKLOG,

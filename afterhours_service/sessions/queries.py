@@ -3,10 +3,13 @@
 The time is the database's; sessions/models.py says which of its clocks is used for what.
 """
 
+import random
 import uuid
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timedelta
+from hashlib import sha256
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -14,6 +17,7 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     BindParameter,
+    Boolean,
     ColumnElement,
     Date,
     Double,
@@ -45,6 +49,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, BIT, array, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
+from afterhours_service.config import current_settings
 from afterhours_service.places.blur import COUNTED_VISITS, Memory, Point
 from afterhours_service.profiles.models import AfterHoursProfile
 from afterhours_service.sessions import rules
@@ -57,8 +62,8 @@ from afterhours_service.sessions.models import (
     RememberedPlace,
     Search,
 )
-from afterhours_service.stores.connection import cursor, transaction
-from afterhours_service.stores.host import MainProfile, Match, User
+from afterhours_service.stores.connection import connection_info, in_transaction, transaction
+from afterhours_service.stores.host import MainProfile, Match, Standing, User, select_standing
 from afterhours_service.stores.statements import Statement
 from afterhours_service.telemetry.log import get_logger
 
@@ -187,6 +192,10 @@ def _session_of(row: Any) -> Session:
     return Session(*_fields_of_session(row))
 
 
+def _standing_of(row: Any) -> Standing:
+    return Standing(row.premium, row.verified, row.consented)
+
+
 _fields_of_session = attrgetter(*Session._fields)
 
 
@@ -221,19 +230,17 @@ def _needed_by_others(expiry: SQLColumnExpression[datetime]) -> ColumnElement[An
 _ACTIVE = Statement(select(*_session()).where(_Mine.user_id == _MEMBER, _Mine.active(CLOCK_NOW)), Session)
 
 
-class _Preparation(NamedTuple):
-    noise: str
-    members: int
-    memories: list[tuple[int, float, float, int]] | None
+# For a request that asks for the session only if the gate admits the member.
+_standing = select_standing().subquery("standing")
+_STANDING_AND_ACTIVE: Statement[Any] = Statement(
+    select(*_standing.c, *_session()).select_from(
+        _standing.outerjoin(_Mine, and_(_Mine.user_id == _MEMBER, _Mine.active(CLOCK_NOW)))
+    ),
+    namedtuple("Row", (*Standing._fields, *Session._fields)),  # noqa: PYI024 - its fields come from the two
+)
 
 
-def _prepare_start() -> Any:
-    # Lock the member's row first (docs/decisions/0011): this waits for a withdrawal or an erasure in progress, and the
-    # next statement sees its outcome.
-    member = select(User.id).where(User.id == _MEMBER).with_for_update(read=True, key_share=True)
-    locked = member.cte("member").prefix_with("MATERIALIZED")
-    # Noise that masks the next statement's coordinates; the server generates it, so that no statement contains it.
-    made = select(cast(func.gen_random_uuid(), Text).label("noise")).cte("made").prefix_with("MATERIALIZED")
+def _preparation() -> Any:
     place = RememberedPlace
     memory = func.json_build_array(
         func.array_position(_PLACES, place.id) - literal_column("1"),
@@ -241,15 +248,25 @@ def _prepare_start() -> Any:
         place.fuzzed_longitude,
         place.visits,
     )
-    return select(
-        func.set_config(literal_column("'after_hours.noise'"), made.c.noise, true()).label("noise"),
-        select(func.count()).select_from(locked).scalar_subquery().label("members"),
-        select(func.json_agg(memory)).where(place.id == any_(_PLACES)).scalar_subquery().label("memories"),
-    ).select_from(made)
+    memories = select(func.json_agg(memory)).where(place.id == any_(_PLACES)).scalar_subquery().label("memories")
+    return select(*_standing.c, memories)
 
 
 # A plan that was made while nothing was remembered would read all of it later.
-_PREPARE_START = Statement(_prepare_start(), _Preparation, before="SET LOCAL enable_seqscan = off;")
+_PREPARATION: Statement[Any] = Statement(
+    _preparation(),
+    namedtuple("Row", (*Standing._fields, "memories")),  # noqa: PYI024 - its fields come from Standing
+    before="SET LOCAL enable_seqscan = off;",
+)
+
+# The key is made by the server, so that no statement contains it.
+_MAKE_KEY: Statement[Any] = Statement(
+    select(
+        func.set_config(
+            literal_column("'after_hours.key'"), cast(func.gen_random_uuid(), Text), cast(bindparam("local"), Boolean)
+        )
+    )
+)
 
 
 def _unmasked(name: str, mask: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -261,15 +278,27 @@ def _mask(part: ColumnElement[str]) -> ColumnElement[Any]:
     return cast(cast(literal_column("'x'").concat(part), BIT(_MASK_BITS)), BigInteger)
 
 
-def _start() -> Any:
+def _start(*, with_device: bool) -> Any:
     """Return one statement that ends an overdue session, which would block the new one, and inserts the new one.
 
     The statement may still see a session as unended that another process is ending at this moment; if it has expired,
     its `ended_at` is its expiry.
     """
+    # Lock the member's row first (docs/decisions/0011). That waits for a withdrawal or an erasure in progress, and then
+    # reads the rows as it left them; the profile's would be read as it was before if it were not locked as well.
+    allowed = (
+        select(User.id)
+        .join(AfterHoursProfile, AfterHoursProfile.user_id == User.id)
+        .where(User.id == _MEMBER, User.after_hours_consent.is_(True))
+        .with_for_update(read=True, key_share=True)
+        .cte("allowed")
+        .prefix_with("MATERIALIZED")
+    )
+    # Each count makes its statement wait for the other one.
+    is_allowed = select(func.count()).select_from(allowed).scalar_subquery() > literal_column("0")
     overdue = (
         update(_Mine)
-        .where(_Mine.user_id == _MEMBER, _Mine.overdue(CLOCK_NOW))
+        .where(_Mine.user_id == _MEMBER, _Mine.overdue(CLOCK_NOW), is_allowed)
         .values(ended_at=_Mine.expires_at)
         .returning(*_session())
         .cte("overdue")
@@ -279,13 +308,14 @@ def _start() -> Any:
         .from_select([ExpiryOutbox.publish_at, ExpiryOutbox.session_ids], select(overdue.c.now, array([overdue.c.id])))
         .cte("outbox")
     )
-    setting = func.current_setting(literal_column("'after_hours.noise'"))
-    noise = func.replace(setting, literal_column("'-'"), literal_column("''")).alias("noise").column
+    secret = func.current_setting(literal_column("'after_hours.key'")).concat(cast(bindparam("nonce"), Text))
+    hashed = func.sha256(func.convert_to(secret, literal_column("'UTF8'")))
+    digest = func.encode(hashed, literal_column("'hex'")).alias("digest").column
     digits: ColumnElement[int] = literal_column(str(_MASK_BITS // 4))
     given = select(
         STATEMENT_NOW.label("now"),
-        _mask(func.left(noise, digits)).label("latitude_mask"),
-        _mask(func.right(noise, digits)).label("longitude_mask"),
+        _mask(func.left(digest, digits)).label("latitude_mask"),
+        _mask(func.right(digest, digits)).label("longitude_mask"),
     ).subquery("given")
     row = {
         _Mine.user_id: _MEMBER,
@@ -301,10 +331,7 @@ def _start() -> Any:
         .from_select(
             list(row),
             select(*row.values()).where(
-                exists(select(User.id).where(User.id == _MEMBER, User.after_hours_consent.is_(True))),
-                exists(select(AfterHoursProfile.user_id).where(AfterHoursProfile.user_id == _MEMBER)),
-                # The count makes the insert wait for the update.
-                select(func.count()).select_from(overdue).scalar_subquery() >= literal_column("0"),
+                is_allowed, select(func.count()).select_from(overdue).scalar_subquery() >= literal_column("0")
             ),
         )
         .on_conflict_do_nothing(index_elements=[_Mine.user_id], index_where=_Mine.unended())
@@ -322,6 +349,7 @@ def _start() -> Any:
         previous.ended_at < previous.expires_at,
         exists(select(ExpiryOutbox.id).where(previous.id == any_(ExpiryOutbox.session_ids))),
     )
+    devices = [_insert_device(started)] if with_device else []
     columns = [started.c[name] for name in Session._fields]
     first_look = select(search.c.look_at).scalar_subquery()
     return union_all(
@@ -330,7 +358,7 @@ def _start() -> Any:
         select(*_session(previous, ended_at=ended_at), literal_column("'previous'"), null()).where(
             exists(select(started.c.id)), not_(exists(select(overdue.c.id))), may_be_unpublished
         ),
-    ).add_cte(outbox, _remember(started))
+    ).add_cte(outbox, _remember(started), *devices)
 
 
 def _remember(started: CTE) -> CTE:
@@ -387,24 +415,20 @@ def _insert_search(started: CTE) -> CTE:
     )
 
 
-_START: Statement[Any] = Statement(_start(), _session_and("what", "first_look"))
+def _insert_device(started: CTE) -> CTE:
+    """Return the insert of the device that a session is started from."""
+    row = {
+        DeviceFingerprint.user_id: started.c.user_id,
+        DeviceFingerprint.session_id: started.c.id,
+        DeviceFingerprint.device_id: cast(bindparam("device"), Text),
+        DeviceFingerprint.device_model: cast(bindparam("model"), Text),
+        DeviceFingerprint.platform: cast(bindparam("system"), Text),
+    }
+    return insert(DeviceFingerprint).inline().from_select(list(row), select(*row.values())).cte("device")
 
 
-# The COMMIT is sent with the insert, to save a round trip. If only the insert fails, the savepoint keeps the start.
-_STORE_DEVICE_AND_COMMIT: Statement[Any] = Statement(
-    insert(DeviceFingerprint)
-    .inline()
-    .values(
-        {
-            DeviceFingerprint.user_id: _MEMBER,
-            DeviceFingerprint.session_id: bindparam("session"),
-            DeviceFingerprint.device_id: bindparam("device"),
-            DeviceFingerprint.device_model: bindparam("model"),
-            DeviceFingerprint.platform: bindparam("system"),
-        }
-    ),
-    before="SAVEPOINT device;",
-    after="; COMMIT",
+_START, _START_WITH_DEVICE = (
+    Statement[Any](_start(with_device=with_device), _session_and("what", "first_look")) for with_device in (False, True)
 )
 
 _PREREQUISITES = Statement(
@@ -625,48 +649,86 @@ def active(member_id: str) -> Session | None:
     return _ACTIVE.first(member_id=member_id)
 
 
+def standing_and_active(member_id: str) -> tuple[Standing, Session | None]:
+    """Return what the gate asks of a member, and their active session."""
+    [row] = _STANDING_AND_ACTIVE.all(member_id=member_id)
+    return _standing_of(row), _session_of(row) if row.id else None
+
+
+def standing_and_memories(member_id: str, places: Sequence[str]) -> tuple[Standing, list[Memory]]:
+    """Return what the gate asks of a member, and what is remembered of places, each with its number among them."""
+    [row] = _PREPARATION.all(member_id=member_id, places=list(places))
+    memories = [Memory(number, Point(*shown), visits) for number, *shown, visits in row.memories or []]
+    return _standing_of(row), memories
+
+
 def start(
     member_id: str,
     length: timedelta,
     exact: Point,
-    places: Sequence[str],
-    blur: Callable[[list[Memory]], Point],
+    blurred: Point,
+    place: str,
     device: Mapping[str, str | None] | None,
     first_look: timedelta | None = None,
 ) -> Started:
-    """Start a session, its member's search, and store its device, in a transaction of its own.
+    """Start a session and its member's search, and store its device, in a transaction of its own.
 
-    first_look: how long after the start somebody is looked for; None if nobody is.
-    places: the cells around the exact point; what is shown is remembered for the first. blur: returns the point to
-    show, given what is remembered of them. A fingerprint that cannot be stored is left out; if a retry could store it
-    (a lock, a deadlock), the start fails. Raises StartRefusedError and changes nothing: `prerequisites` or an active
+    blurred: the point to show, which is remembered for the cell `place`. first_look: how long after the start somebody
+    is looked for; None if nobody is. A fingerprint that cannot be stored is left out; if a retry could store it (a
+    lock, a deadlock), the start fails. Raises StartRefusedError and changes nothing: `prerequisites` or an active
     session show why.
-
-    PostgreSQL logs a statement that fails, with its values. So each coordinate is XORed with a mask of its own, which
-    the server generates and no statement contains.
     """
-    with transaction():
-        [prepared] = _PREPARE_START.all(member_id=member_id, places=list(places))
-        noise = uuid.UUID(prepared.noise).int
-        memories = prepared.memories or []
-        blurred = blur([Memory(number, Point(*shown), visits) for number, *shown, visits in memories])
-        rows = _START.all(
-            member_id=member_id,
-            length=length,
-            first_look=first_look,
-            place=places[0],
-            masked_latitude=_masked(exact.latitude, noise >> 128 - _MASK_BITS),
-            masked_longitude=_masked(exact.longitude, noise & (1 << _MASK_BITS) - 1),
-            blurred_latitude=blurred.latitude,
-            blurred_longitude=blurred.longitude,
+    parameters = {
+        "member_id": member_id,
+        "length": length,
+        "first_look": first_look,
+        "place": place,
+        "blurred_latitude": blurred.latitude,
+        "blurred_longitude": blurred.longitude,
+    }
+    if device and any(device.values()):
+        names = {"device": "device_id", "model": "device_model", "system": "platform"}
+        fingerprint = {parameter: device.get(name) for parameter, name in names.items()}
+        try:
+            return _start_at(exact, _START_WITH_DEVICE, **parameters, **fingerprint)
+        except DBAPIError as error:
+            if (getattr(error.orig, "pgcode", None) or "")[:2] not in _PERMANENT:
+                raise
+            logger.warning("fingerprint not stored", error=type(error.orig).__name__)
+    return _start_at(exact, _START, **parameters)
+
+
+def _start_at(exact: Point, statement: Statement[Any], **parameters: Any) -> Started:
+    """Start a session at the exact place.
+
+    PostgreSQL logs a statement that fails, with its values. So each coordinate is XORed with a mask, which is hashed of
+    the connection's key, in no statement, and of this start's nonce.
+    """
+    with nullcontext() if current_settings().database_prepare else transaction():
+        nonce = f"{random.getrandbits(64):x}"
+        digest = sha256((_key() + nonce).encode()).digest()
+        rows = statement.all(
+            nonce=nonce,
+            masked_latitude=_masked(exact.latitude, digest[: _MASK_BITS // 8]),
+            masked_longitude=_masked(exact.longitude, digest[-_MASK_BITS // 8 :]),
+            **parameters,
         )
-        found = {row.what: _session_of(row) for row in rows}
-        [first] = [row.first_look for row in rows if row.what == "session"] or [None]
-        if "session" not in found:
-            raise StartRefusedError
-        if device and any(device.values()):
-            _store_device_and_commit(found["session"], device)
+    found = {row.what: _session_of(row) for row in rows}
+    if "session" not in found:
+        raise StartRefusedError
+    [first] = [row.first_look for row in rows if row.what == "session"]
     return Started(found["session"], found.get("overdue"), found.get("previous"), first)
+
+
+def _key() -> str:
+    """Return the connection's key; in a transaction, one for that: behind a pool the next may be on another."""
+    if in_transaction():
+        [(key,)] = _MAKE_KEY.all(local=True)
+        return str(key)
+    known = connection_info()
+    if "after_hours_key" not in known:
+        [(known["after_hours_key"],)] = _MAKE_KEY.all(local=False)
+    return str(known["after_hours_key"])
 
 
 def prerequisites(member_id: str) -> Prerequisites:
@@ -759,25 +821,8 @@ def now() -> datetime:
     return moment
 
 
-def _masked(degrees: float, mask: int) -> int:
-    return (round(degrees * _DEGREE) + _ABOVE_ZERO) ^ mask
-
-
-def _store_device_and_commit(started: Session, device: Mapping[str, str | None]) -> None:
-    try:
-        _STORE_DEVICE_AND_COMMIT.run(
-            member_id=started.user_id,
-            session=started.id,
-            device=device.get("device_id"),
-            model=device.get("device_model"),
-            system=device.get("platform"),
-        )
-    except DBAPIError as error:
-        if (getattr(error.orig, "pgcode", None) or "")[:2] not in _PERMANENT:
-            raise
-        logger.warning("fingerprint not stored", error=type(error.orig).__name__)
-        with cursor() as opened:
-            opened.execute("ROLLBACK TO SAVEPOINT device")
+def _masked(degrees: float, mask: bytes) -> int:
+    return (round(degrees * _DEGREE) + _ABOVE_ZERO) ^ int.from_bytes(mask)
 
 
 def _pending(rows: list[Any]) -> PendingExpiries:

@@ -48,5 +48,5 @@ def extend_session(headers: dict[str, Any], body: dict[str, Any]) -> dict[str, A
 @blueprint.response(200, schemas.StatusResponse)
 def get_session() -> dict[str, Any]:
     """Return the active session, if there is one, and its remaining time."""
-    session = service.status(current_member_id())
+    session = service.status_of_admitted(current_member_id())
     return {"active": session is not None, "session": session}

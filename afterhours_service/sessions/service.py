@@ -24,7 +24,7 @@ from afterhours_service.sessions.schemas import ActiveSchema
 from afterhours_service.stores.redis import after_commit, current_redis, only_logged, send
 from afterhours_service.telemetry import metrics
 from afterhours_service.telemetry.log import get_logger
-from afterhours_service.web import errors
+from afterhours_service.web import errors, gate
 
 logger = get_logger(__name__)
 
@@ -51,26 +51,32 @@ def status(member_id: str) -> Session | None:
     return queries.active(member_id)
 
 
-def start(member_id: str, minutes: int, place: Point, device: Device | None) -> Session:
-    """Let a member go live at a place, for some minutes.
+def status_of_admitted(member_id: str) -> Session | None:
+    """Return the member's active session, if the gate admits them. Raises the gate's failures."""
+    with gate.asked_with_more(member_id):
+        standing, session = queries.standing_and_active(member_id)
+    gate.require(standing)
+    return session
 
-    Raises VerificationRequired (the member was deleted), ConsentRequired (withdrawn since the gate's check),
-    ProfileRequired, SessionAlreadyActive, or ServiceUnavailable after TRIES.
+
+def start(member_id: str, minutes: int, place: Point, device: Device | None) -> Session:
+    """Let a member go live at a place, for some minutes, if the gate admits them.
+
+    Raises the gate's failures, also for what has changed since its check, ProfileRequired, SessionAlreadyActive, or
+    ServiceUnavailable after TRIES.
     """
     settings = current_settings()
     around = surroundings(place, member_id=member_id, secret=settings.location_secret.encode())
+    with gate.asked_with_more(member_id):
+        standing, memories = queries.standing_and_memories(member_id, around.places)
+    gate.require(standing)
+    shown = blur(place, around, memories)
     length = rules.length(minutes, settings.minute_seconds)
     first_look = rules.length(rules.FIRST_LOOK_MINUTES, settings.minute_seconds) if settings.matching_enabled else None
     for _ in range(TRIES):
         try:
             started, overdue, previous, first = queries.start(
-                member_id,
-                length,
-                place,
-                around.places,
-                lambda memories: blur(place, around, memories),
-                device,
-                first_look,
+                member_id, length, place, shown, around.places[0], device, first_look
             )
             break
         except StartRefusedError:

@@ -73,6 +73,12 @@ def retried(use_case: Callable[P, R]) -> Callable[P, R]:
     return attempt
 
 
+def connection_info() -> dict[str, Any]:
+    """Return what this process keeps beside the connection for as long as that lives. Raises as `cursor` does."""
+    with cursor():
+        return cast("dict[str, Any]", app_ctx.g.connection.info)
+
+
 def in_transaction() -> bool:
     """Return whether a transaction is open."""
     return "begin" in app_ctx.g

@@ -189,17 +189,23 @@ class Standing(NamedTuple):
 
 
 _MEMBER: BindParameter[str] = bindparam("member_id")
-_NOBODY = select(literal_column("1")).subquery("nobody")  # one row, even for an unknown member
-_STANDING = Statement(
-    select(
-        exists(select(Subscription.user_id).where(Subscription.user_id == _MEMBER, Subscription.is_current())).label(
-            "premium"
-        ),
+
+
+def select_standing() -> Any:
+    """Return a query for the Standing of `:member_id`: one row, even for an unknown member.
+
+    A route's own query may include it, to save a round trip.
+    """
+    nobody = select(literal_column("1")).subquery("nobody")
+    current = select(Subscription.user_id).where(Subscription.user_id == _MEMBER, Subscription.is_current())
+    return select(
+        exists(current).label("premium"),
         User.id_verified.is_(True).label("verified"),
         User.after_hours_consent.is_(True).label("consented"),
-    ).select_from(_NOBODY.outerjoin(User, User.id == _MEMBER)),
-    Standing,
-)
+    ).select_from(nobody.outerjoin(User, User.id == _MEMBER))
+
+
+_STANDING = Statement(select_standing(), Standing)
 
 
 # Every decline and change of a profile or preferences takes this lock first in its transaction, and a start takes the

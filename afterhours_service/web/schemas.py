@@ -10,8 +10,10 @@ from flask import Request
 from flask_smorest import Blueprint as SmorestBlueprint
 from marshmallow import fields
 from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import HTTPException
 
 from afterhours_service.text import is_storable, isoformat
+from afterhours_service.web import gate
 from afterhours_service.web.errors import AppError, ValidationFailed
 
 _NUMERAL = re.compile(r"(-?[0-9]{1,18})(?:\.0{1,18})?")
@@ -29,6 +31,14 @@ class StrictParser(FlaskParser):
     """Accepts JSON bodies only, and raises ValidationFailed with every problem."""
 
     DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {"query": ma.RAISE, "json": ma.RAISE}  # noqa: RUF012 - typed by webargs
+
+    def parse(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the parsed arguments. Raises ValidationFailed only to a member whom the gate admits."""
+        try:
+            return super().parse(*args, **kwargs)
+        except (ValidationFailed, HTTPException):
+            gate.settle()
+            raise
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         """Return the parsed body.

@@ -59,7 +59,7 @@ def old_hand(factory: Factory) -> str:
 def test_a_start_and_an_end_read_no_more_than_the_latest(app: Flask, old_hand: str) -> None:
     with app.app_context():
         places = [uuid.uuid4().hex for _ in range(15)]
-        assert cost(sessions._PREPARE_START, member_id=old_hand, places=places) <= len(places)
+        assert cost(sessions._PREPARATION, member_id=old_hand, places=places) <= len(places)
         assert cost(sessions._ACTIVE, member_id=old_hand) <= 1
         assert cost(sessions._END, member_id=old_hand, lead=LEAD) <= 2
         extension: dict[str, Any] = {"lead": LEAD, "length": LEAD, "minutes": 2, "key": None}

@@ -330,7 +330,7 @@ def test_bad_luck_costs_no_fingerprint(client: FlaskClient, factory: Factory, sq
 
 
 @pytest.mark.parametrize("overdue", [False, True])
-def test_a_start_takes_three_round_trips_after_the_gate(
+def test_a_start_takes_two_round_trips_and_a_status_one_with_the_gate(
     wire: Wire, make_app: Callable[..., Flask], factory: Factory, overdue: bool
 ) -> None:
     client, member = make_app(database_url=wire.url).test_client(), factory.member()
@@ -341,4 +341,22 @@ def test_a_start_takes_three_round_trips_after_the_gate(
     )  # the statements are known now
     wire.queries.clear()
     assert start(client, member, deviceFingerprint=FINGERPRINT).status_code == 201
-    assert len(wire.queries) == 1 + 3
+    assert len(wire.queries) == 2
+    wire.queries.clear()
+    assert status(client, member).json["active"]
+    assert len(wire.queries) == 1
+
+
+@pytest.mark.parametrize("prepare", [True, False])
+def test_a_place_is_stored_as_it_was_sent_on_a_connection_of_ones_own_and_on_a_shared_one(
+    make_app: Callable[..., Flask], factory: Factory, prepare: bool
+) -> None:
+    client = make_app(database_prepare=prepare).test_client()
+    for latitude, longitude in ((52.52000812, 13.40495423), (-90, 180), (90, -180), (0, -0.00000001)):
+        member = factory.member()
+        where = {"latitude": latitude, "longitude": longitude}
+        assert start(client, member, **where, deviceFingerprint=FINGERPRINT).status_code == 201
+        [row] = factory.sessions(member)
+        assert (float(row.latitude), float(row.longitude)) == (latitude, longitude)
+    factory.execute("DROP TABLE device_fingerprints")
+    assert start(client, factory.member(), deviceFingerprint=FINGERPRINT).status_code == 201

@@ -36,7 +36,7 @@ PLACES = {
 
 def start() -> None:
     with suppress(sessions.StartRefusedError):  # the second time
-        sessions.start("m19999", MINUTES, PLACE, [uuid.UUID(int=n).hex for n in range(12)], lambda _: PLACE, DEVICE)
+        sessions.start("m19999", MINUTES, PLACE, PLACE, uuid.UUID(int=1).hex, DEVICE)
 
 
 def find() -> None:
@@ -61,6 +61,8 @@ def delete_rows() -> None:
 CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     host.standing: ("m7",),
     sessions.active: ("m7",),
+    sessions.standing_and_active: ("m7",),
+    sessions.standing_and_memories: ("m7", [uuid.UUID(int=n).hex for n in range(12)]),
     start: (),
     sessions.prerequisites: ("m7",),
     sessions.end: ("m7", MINUTES, MINUTES),

@@ -17,6 +17,7 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from afterhours_service.blueprint import ASKING_THEMSELVES
 from afterhours_service.web import errors
 from afterhours_service.web.gate import member_of, read_token
 from tests.client import SESSION
@@ -376,3 +377,29 @@ def test_the_gate_is_one_query(wire: Wire, make_app: Callable[..., Flask], facto
 
 def test_a_token_may_be_valid_for_ever() -> None:
     assert read_token(forge(claims(exp=10**400)), HS256) == ("m", 10**400)
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"duration": 7}', b"{}"])
+def test_who_is_not_admitted_is_not_told_what_is_wrong_with_a_request(
+    client: FlaskClient, factory: Factory, body: bytes
+) -> None:
+    member = factory.member(premium=False)
+    headers = {**bearer(member), "Content-Type": "application/json"}
+    assert failure(client.post("/api/after-hours/session/start", data=body, headers=headers)) == (
+        403,
+        "PREMIUM_REQUIRED",
+    )
+
+
+@pytest.mark.parametrize("endpoint", sorted(ASKING_THEMSELVES))
+def test_a_view_that_forgets_the_gate_answers_nobody(
+    app: Flask, client: FlaskClient, factory: Factory, endpoint: str
+) -> None:
+    app.testing = False
+    app.view_functions[endpoint] = lambda: {"success": True}
+    rule = next(rule for rule in app.url_map.iter_rules() if rule.endpoint == endpoint)
+    for member in (factory.member(), factory.member(premium=False)):
+        answer = client.open(
+            rule.rule, method="POST" if "POST" in (rule.methods or ()) else "GET", headers=bearer(member)
+        )
+        assert failure(answer) == (500, "INTERNAL_ERROR")
