@@ -339,6 +339,7 @@ def test_a_start_takes_two_round_trips_and_a_status_one_with_the_gate(
     assert (
         start(client, factory.member(), deviceFingerprint=FINGERPRINT).status_code == 201
     )  # the statements are known now
+    assert status(client, member).status_code == 200
     wire.queries.clear()
     assert start(client, member, deviceFingerprint=FINGERPRINT).status_code == 201
     assert len(wire.queries) == 2

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from afterhours_service.blueprint import ASKING_THEMSELVES
 from afterhours_service.web import errors
 from afterhours_service.web.gate import member_of, read_token
-from tests.client import SESSION
+from tests.client import SESSION, failure
 from tests.conftest import make_settings
 from tests.factories import SECRET, Factory, bearer, token
 from tests.keys import ec_key, pem, rsa_key
