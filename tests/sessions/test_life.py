@@ -353,10 +353,11 @@ def test_a_place_is_stored_as_it_was_sent_on_a_connection_of_ones_own_and_on_a_s
     make_app: Callable[..., Flask], factory: Factory, prepare: bool
 ) -> None:
     client = make_app(database_prepare=prepare).test_client()
+    place: dict[str, Any]
     for latitude, longitude in ((52.52000812, 13.40495423), (-90, 180), (90, -180), (0, -0.00000001)):
         member = factory.member()
-        where = {"latitude": latitude, "longitude": longitude}
-        assert start(client, member, **where, deviceFingerprint=FINGERPRINT).status_code == 201
+        place = {"latitude": latitude, "longitude": longitude}
+        assert start(client, member, **place, deviceFingerprint=FINGERPRINT).status_code == 201
         [row] = factory.sessions(member)
         assert (float(row.latitude), float(row.longitude)) == (latitude, longitude)
     factory.execute("DROP TABLE device_fingerprints")
