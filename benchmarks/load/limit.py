@@ -1,5 +1,6 @@
 """What PostgreSQL allows: pgbench, with the statements and the round trips of a route, and no service around them."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import jwt
 
-from benchmarks.load.routes import CONNECTIONS, Members, Route
+from benchmarks.load.routes import CONNECTIONS, LATITUDE, LONGITUDE, Members, Route
 from benchmarks.load.stack import SECRET, Stack
 
 _STATEMENT = re.compile(r"LOG:  statement: (.*(?:\n\t.*)*)")
+_MASKED = re.compile(r"\d+, \d+, '[0-9a-f]{1,16}'")  # two coordinates, and the nonce
+_MAKES_KEY = re.compile(r"PREPARE (\w+) AS SELECT set_config\('after_hours.key'")
 _PREPARE = re.compile(r"DETAIL:  prepare: (.*(?:\n\t.*)*)")
 
 
@@ -52,8 +55,10 @@ def _record(stack: Stack, route: Route, member: int) -> tuple[list[str], list[st
     text = log.read_bytes()[begin:].decode()
     stack.execute("ALTER SYSTEM RESET log_statement")
     stack.execute("SELECT pg_reload_conf()")
-    own = ("ALTER SYSTEM", "PREPARE")
-    return _PREPARE.findall(text), [said for said in _STATEMENT.findall(text) if not said.startswith(own)]
+    # What a connection says once: its plans, and how it gets the key that masks coordinates.
+    once = re.compile("|".join(["ALTER SYSTEM", "PREPARE ", *_MAKES_KEY.findall(text)]))
+    prepare = [said for said in dict.fromkeys(_PREPARE.findall(text)) if "gen_random_uuid" not in said]
+    return prepare, [said for said in _STATEMENT.findall(text) if not once.search(said)]
 
 
 def _script(prepare: list[str], statements: list[str], member: int) -> str:
@@ -61,10 +66,21 @@ def _script(prepare: list[str], statements: list[str], member: int) -> str:
 
     prepare: what each client says first of all.
     """
-    once = [r"\if :n = 1", *(f"{_in_a_line(statement)};" for statement in dict.fromkeys(prepare)), r"\endif"]
-    ours = [statement.replace(f"'member-{member}'", "'member-:member'") for statement in statements]
+    key = "SELECT set_config('after_hours.key', 'pgbench', false);"
+    once = [r"\if :n = 1", key, *(f"{_in_a_line(statement)};" for statement in dict.fromkeys(prepare)), r"\endif"]
+    ours = [_masked(statement).replace(f"'member-{member}'", "'member-:member'") for statement in statements]
     numbering = (r"\set n :n + 1", rf"\set member :n * {CONNECTIONS} - :client_id")
     return "\n".join([*numbering, *once, *(f"{statement.strip()};" for statement in ours), ""])
+
+
+def _masked(statement: str) -> str:
+    """Return a statement whose coordinates, if it has some, are masked by pgbench's key instead of a connection's own."""
+    digest = hashlib.sha256(b"pgbenchnonce").digest()
+    latitude, longitude = (
+        round((degrees + 180) * 1e8) ^ int.from_bytes(mask)
+        for degrees, mask in ((LATITUDE, digest[:6]), (LONGITUDE, digest[-6:]))
+    )
+    return _MASKED.sub(f"{latitude}, {longitude}, 'nonce'", statement)
 
 
 def _in_a_line(statement: str) -> str:

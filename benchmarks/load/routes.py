@@ -18,7 +18,8 @@ CONNECTIONS = 16
 TRIES = 3  # of a run that a stall of the machine may break
 POOL = 40_000  # members who take turns; more than the requests of a run, so that each asks once
 PREFIX = "/api/after-hours/session"
-START = {"duration": 30, "latitude": 52.520008, "longitude": 13.404954}
+LATITUDE, LONGITUDE = 52.520008, 13.404954
+START = {"duration": 30, "latitude": LATITUDE, "longitude": LONGITUDE}
 
 
 class Route(NamedTuple):
