@@ -17,9 +17,11 @@ from typing import Any, NamedTuple, NoReturn
 from flask import Flask
 from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope
 
+from afterhours_service.config import Settings
 from afterhours_service.profiles.photo import MAX_REQUEST_BYTES as PHOTO_BYTES
 from afterhours_service.telemetry.log import get_logger
-from afterhours_service.web.errors import InternalError
+from afterhours_service.web.errors import AppError, InternalError
+from afterhours_service.web.gate import member_of
 from afterhours_service.web.overload import OVERLOADED
 
 logger = get_logger(__name__)
@@ -52,6 +54,8 @@ class Application:
 
     def __init__(self, app: Flask) -> None:
         self._app, self._max_bytes = app, app.config["MAX_CONTENT_LENGTH"]
+        self._settings: Settings = app.extensions["after_hours_settings"]
+        self._uploads = 0
         self._lanes = {lane: _Threads(lane, self._answer) for lane in (MEMBERS, PHOTOS, OPERATORS)}
 
     def oldest(self) -> float:
@@ -61,12 +65,28 @@ class Application:
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer a request."""
         environ = _environ(scope)
-        is_photo = scope.path == PHOTO_PATH
-        await _read_body(environ, protocol, PHOTO_BYTES if is_photo else self._max_bytes)
         if scope.path == ALIVE_PATH:  # right here: it tells whether the process works, and waits for nothing
             self._answer(environ, protocol)
+        elif scope.path == PHOTO_PATH:
+            await self._take_photo(environ, protocol)
+        else:
+            await _read_body(environ, protocol, self._max_bytes)
+            await self._run(OPERATORS if scope.path in OPERATORS_PATHS else MEMBERS, environ, protocol)
+
+    async def _take_photo(self, environ: Environ, protocol: HTTPProtocol) -> None:
+        """Answer an upload. A worker holds the bodies of a few at a time, and none of a stranger's."""
+        if self._uploads >= PHOTOS.threads + PHOTOS.waiting:
+            self._answer(environ | {OVERLOADED: True}, protocol)
             return
-        lane = PHOTOS if is_photo else OPERATORS if scope.path in OPERATORS_PATHS else MEMBERS
+        self._uploads += 1
+        try:
+            if _is_member(environ, self._settings):
+                await _read_body(environ, protocol, PHOTO_BYTES)
+            await self._run(PHOTOS, environ, protocol)
+        finally:
+            self._uploads -= 1
+
+    async def _run(self, lane: Lane, environ: Environ, protocol: HTTPProtocol) -> None:
         if not await self._lanes[lane].run(environ, protocol):
             self._answer(environ | {OVERLOADED: True}, protocol)
 
@@ -121,9 +141,13 @@ class _Threads:
         while True:
             environ, protocol, answered = self._queue.get()
             self._running[thread] = time.monotonic()
-            self._answer(environ, protocol)
-            del self._running[thread]
-            answered.get_loop().call_soon_threadsafe(answered.set_result, None)
+            try:
+                self._answer(environ, protocol)
+            except Exception:
+                logger.exception("an answer could not be sent")
+            finally:
+                del self._running[thread]
+                answered.get_loop().call_soon_threadsafe(answered.set_result, None)
 
 
 class _Broken:
@@ -140,6 +164,7 @@ _INTERNAL_ERROR = (
 )
 
 _SAME_FOR_ALL: Environ = {
+    "wsgi.input": _Broken(),  # until the body has been read
     "SCRIPT_NAME": "",
     "wsgi.version": (1, 0),
     "wsgi.errors": sys.stderr,
@@ -148,6 +173,15 @@ _SAME_FOR_ALL: Environ = {
     "wsgi.run_once": False,
     "wsgi.input_terminated": True,
 }
+
+
+def _is_member(environ: Environ, settings: Settings) -> bool:
+    """Return whether a valid token came with the request; what else the member needs, the app asks."""
+    try:
+        member_of(environ.get("HTTP_AUTHORIZATION"), settings)
+    except AppError:
+        return False
+    return True
 
 
 def _environ(scope: Scope) -> Environ:
@@ -185,9 +219,8 @@ async def _read_body(environ: Environ, protocol: HTTPProtocol, limit: int) -> No
         async with asyncio.timeout(BODY_SECONDS):
             body = await (_read_chunks(protocol, limit) if is_chunked else protocol())
     except (ProtocolClosed, TimeoutError):
-        environ["wsgi.input"] = _Broken()
-    else:
-        environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        return
+    environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
 
 
 async def _read_chunks(protocol: HTTPProtocol, limit: int) -> bytearray:

@@ -74,7 +74,7 @@ def _script(prepare: list[str], statements: list[str], member: int) -> str:
 
 
 def _masked(statement: str) -> str:
-    """Return a statement whose coordinates, if it has some, are masked by pgbench's key instead of a connection's own."""
+    """Return a statement whose coordinates, if it has some, are masked by pgbench's key."""
     digest = hashlib.sha256(b"pgbenchnonce").digest()
     latitude, longitude = (
         round((degrees + 180) * 1e8) ^ int.from_bytes(mask)

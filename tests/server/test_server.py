@@ -251,6 +251,22 @@ def test_a_large_upload_holds_up_nobody(server: Server) -> None:
     assert b"INVALID_IMAGE" in answer
 
 
+def test_the_body_of_a_strangers_upload_is_not_waited_for(server: Server) -> None:
+    answer = server.raw(f"POST {PHOTO} HTTP/1.1\r\nHost: api\r\nContent-Length: 10000000\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+def test_clients_that_leave_before_their_answer_cost_no_thread(server: Server) -> None:
+    member = server.factory.member()
+    head = f"GET /api/after-hours/session HTTP/1.1\r\nHost: api\r\nAuthorization: {bearer(member)['Authorization']}\r\n\r\n"
+    with server.slow_database(), contextlib.ExitStack() as leaving:
+        for _ in range(4 * MEMBERS.threads):
+            leaving.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(head.encode())
+        eventually(lambda: server.factory.waiting() >= MEMBERS.threads)
+    for _ in range(4 * MEMBERS.threads):
+        assert server.member_asks(member).status == 200
+
+
 def test_too_many_requests_for_a_slow_database_are_refused_and_probes_are_not(server: Server) -> None:
     member = server.factory.member()
     per_worker = MEMBERS.threads + MEMBERS.waiting
