@@ -258,7 +258,8 @@ def test_the_body_of_a_strangers_upload_is_not_waited_for(server: Server) -> Non
 
 def test_clients_that_leave_before_their_answer_cost_no_thread(server: Server) -> None:
     member = server.factory.member()
-    head = f"GET /api/after-hours/session HTTP/1.1\r\nHost: api\r\nAuthorization: {bearer(member)['Authorization']}\r\n\r\n"
+    head = "GET /api/after-hours/session HTTP/1.1\r\nHost: api\r\n"
+    head += f"Authorization: {bearer(member)['Authorization']}\r\n\r\n"
     with server.slow_database(), contextlib.ExitStack() as leaving:
         for _ in range(4 * MEMBERS.threads):
             leaving.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(head.encode())
