@@ -26,9 +26,10 @@ NODE = """
     FROM after_hours_sessions AS a, after_hours_sessions AS b
     WHERE (a.user_id, b.user_id) = (%s, %s) AND a.ended_at IS NULL AND b.ended_at IS NULL
 """
+# By the clock, not by when the statement arrived: a match that ended between that and the snapshot would count.
 TWICE = """
     SELECT member, count(*) FROM after_hours_matches CROSS JOIN LATERAL (VALUES (user_id_1), (user_id_2)) AS v (member)
-    WHERE declined_by IS NULL AND expires_at > statement_timestamp() GROUP BY member HAVING count(*) > 1
+    WHERE declined_by IS NULL AND expires_at > clock_timestamp() GROUP BY member HAVING count(*) > 1
 """
 
 
