@@ -5,17 +5,20 @@ a complete one.
 """
 
 import asyncio
+import contextlib
 import io
 import json
+import math
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any, NamedTuple, NoReturn
 
 from flask import Flask
-from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope
+from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
 from afterhours_service.config import Settings
 from afterhours_service.profiles.photo import MAX_REQUEST_BYTES as PHOTO_BYTES
@@ -27,6 +30,7 @@ from afterhours_service.web.overload import OVERLOADED
 logger = get_logger(__name__)
 
 BODY_SECONDS = 120  # for a body to arrive: ten megabytes over a slow mobile connection
+MEMBERS_UPLOADS = 2  # one may be on a connection that broke without a word
 PHOTO_PATH = "/api/after-hours/profile/photo"
 ALIVE_PATH = "/healthz"
 
@@ -55,36 +59,50 @@ class Application:
     def __init__(self, app: Flask) -> None:
         self._app, self._max_bytes = app, app.config["MAX_CONTENT_LENGTH"]
         self._settings: Settings = app.extensions["after_hours_settings"]
-        self._uploads = 0
+        self._uploads: Counter[str] = Counter()
+        self._loop_ran = math.inf
         self._lanes = {lane: _Threads(lane, self._answer) for lane in (MEMBERS, PHOTOS, OPERATORS)}
 
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Note each second that the loop runs."""
+        self._loop_ran = time.monotonic()
+        loop.call_later(1, self.__rsgi_init__, loop)
+
     def oldest(self) -> float:
-        """Return since when the longest of the running requests runs, on the monotonic clock; now if there is none."""
-        return min(lane.oldest() for lane in self._lanes.values())
+        """Return since when the longest of the running requests runs, on the monotonic clock; now if there is none.
+
+        Or since when the event loop stands still. Photos have limits of their own, and wait for each other.
+        """
+        return min(self._loop_ran, self._lanes[MEMBERS].oldest(), self._lanes[OPERATORS].oldest())
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer a request."""
         environ = _environ(scope)
         if scope.path == ALIVE_PATH:  # right here: it tells whether the process works, and waits for nothing
             self._answer(environ, protocol)
-        elif scope.path == PHOTO_PATH:
+        elif scope.path == PHOTO_PATH and scope.method == "POST":
             await self._take_photo(environ, protocol)
         else:
             await _read_body(environ, protocol, self._max_bytes)
             await self._run(OPERATORS if scope.path in OPERATORS_PATHS else MEMBERS, environ, protocol)
 
     async def _take_photo(self, environ: Environ, protocol: HTTPProtocol) -> None:
-        """Answer an upload. A worker holds the bodies of a few at a time, and none of a stranger's."""
-        if self._uploads >= PHOTOS.threads + PHOTOS.waiting:
-            self._answer(environ | {OVERLOADED: True}, protocol)
-            return
-        self._uploads += 1
-        try:
-            if _is_member(environ, self._settings):
-                await _read_body(environ, protocol, PHOTO_BYTES)
+        """Answer an upload. A worker holds the bodies of a few at a time, two of a member, none of a stranger."""
+        member = _member(environ, self._settings)
+        if member is None:
+            await _discard_body(protocol)
             await self._run(PHOTOS, environ, protocol)
-        finally:
-            self._uploads -= 1
+        elif self._uploads[member] >= MEMBERS_UPLOADS or self._uploads.total() >= PHOTOS.threads + PHOTOS.waiting:
+            await _discard_body(protocol)
+            self._answer(environ | {OVERLOADED: True}, protocol)
+        else:
+            self._uploads[member] += 1
+            try:
+                await _read_body(environ, protocol, PHOTO_BYTES)
+                await self._run(PHOTOS, environ, protocol)
+            finally:
+                self._uploads[member] -= 1
+                self._uploads += Counter()  # drops zeros
 
     async def _run(self, lane: Lane, environ: Environ, protocol: HTTPProtocol) -> None:
         if not await self._lanes[lane].run(environ, protocol):
@@ -143,7 +161,7 @@ class _Threads:
             self._running[thread] = time.monotonic()
             try:
                 self._answer(environ, protocol)
-            except Exception:
+            except BaseException:  # of the server's, too: it must not cost the thread
                 logger.exception("an answer could not be sent")
             finally:
                 del self._running[thread]
@@ -175,13 +193,12 @@ _SAME_FOR_ALL: Environ = {
 }
 
 
-def _is_member(environ: Environ, settings: Settings) -> bool:
-    """Return whether a valid token came with the request; what else the member needs, the app asks."""
+def _member(environ: Environ, settings: Settings) -> str | None:
+    """Return who sent a request, by its token; None without a valid one. What else they need, the app asks."""
     try:
-        member_of(environ.get("HTTP_AUTHORIZATION"), settings)
+        return member_of(environ.get("HTTP_AUTHORIZATION"), settings)
     except AppError:
-        return False
-    return True
+        return None
 
 
 def _environ(scope: Scope) -> Environ:
@@ -192,12 +209,15 @@ def _environ(scope: Scope) -> Environ:
         "wsgi.url_scheme": scope.scheme,
         "REQUEST_METHOD": scope.method,
         "PATH_INFO": scope.path.encode().decode("latin-1"),
-        "QUERY_STRING": scope.query_string,
+        "QUERY_STRING": scope.query_string.encode().decode("latin-1"),
         "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
         "SERVER_NAME": host,
         "SERVER_PORT": port,
     }
-    for name, value in scope.headers.items():
+    headers = scope.headers.items()
+    # granian leaves out values that are not ASCII; who checks a header must not take it for none.
+    headers += [(name, "\xff") for name in {*scope.headers.keys()} - {name for name, _ in headers}]
+    for name, value in headers:
         if "_" in name:  # X_Request_ID would overwrite X-Request-ID
             continue
         key = name.upper().replace("-", "_")
@@ -212,8 +232,11 @@ async def _read_body(environ: Environ, protocol: HTTPProtocol, limit: int) -> No
     One that is larger than `limit` bytes is left out, or cut off after that: the app refuses it by its length.
     """
     is_chunked = environ.pop("HTTP_TRANSFER_ENCODING", None) is not None
-    if not is_chunked and not 0 < int(environ.get("CONTENT_LENGTH", 0)) <= limit:
+    length = int(environ.get("CONTENT_LENGTH", 0))
+    if not is_chunked and not 0 < length <= limit:
         environ["wsgi.input"] = io.BytesIO()
+        if length:
+            await _discard_body(protocol)
         return
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -223,10 +246,21 @@ async def _read_body(environ: Environ, protocol: HTTPProtocol, limit: int) -> No
     environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
 
 
+async def _discard_body(protocol: HTTPProtocol) -> None:
+    """Read what will not be used, up to the largest body there may be: who still sends would not see the answer."""
+    seen = 0
+    with contextlib.suppress(ProtocolClosed, ProtocolError, TimeoutError):
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in protocol:
+                seen += len(part)
+                if seen > PHOTO_BYTES:
+                    break
+
+
 async def _read_chunks(protocol: HTTPProtocol, limit: int) -> bytearray:
     """Return a body in chunks, up to a little more than `limit` bytes.
 
-    A malformed chunk ends it without an error. What came before is not valid JSON, and has no file in it.
+    A malformed chunk ends it without an error: what came before is incomplete, or all there was to say.
     """
     body = bytearray()
     async for part in protocol:

@@ -34,6 +34,7 @@ HEAD_BYTES = 16 * 1024  # a larger head is refused with 431; a token is its larg
 # after 60 s.
 HEAD_SECONDS = 75
 CONNECTIONS = 1000  # of one worker; more wait in the backlog
+UNREAD_SECONDS = 60
 BACKLOG = 1024
 QUICK_DEATH_SECONDS = 5  # a worker that lived no longer is not replaced at once
 
@@ -42,7 +43,7 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - on a busy disk heartbeats would be lat
 
 
 def run_api(settings: Settings, create_app: Callable[[], Flask]) -> None:
-    """Serve the API until SIGTERM or SIGINT; at SIGHUP, replace each worker by one with the present code.
+    """Serve the API until SIGTERM or SIGINT; at SIGHUP, replace each worker, with the code that is now in its place.
 
     create_app: called in each worker; importable, as workers are new interpreters. Raises SystemExit if the address
     cannot be used.
@@ -64,6 +65,13 @@ def run_api(settings: Settings, create_app: Callable[[], Flask]) -> None:
         loader: Any = functools.partial(load, create_app, folder, os.getpid())
         server.serve(target_loader=loader, wrap_loader=False)
     logger.info("api stopped")
+
+
+class _Wakeup(threading.Event):
+    """An event that is waited for a second at most: granian clears it, and might clear one that it has not seen."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return super().wait(min(1, timeout or 1))
 
 
 class _Server(MPServer):
@@ -88,6 +96,7 @@ class _Server(MPServer):
             workers_kill_timeout=STOP_SECONDS,
         )
         self._listeners, self._folder = listeners, folder
+        self.main_loop_interrupt = _Wakeup()
 
     def _init_shared_socket(self) -> None:
         """Open none: granian's end with their workers, and reset the connections that wait in them."""
@@ -98,15 +107,22 @@ class _Server(MPServer):
         self._shd = holder(self._sso.fileno(), False, BACKLOG)
         return super()._spawn_worker(idx, *args, **options)
 
+    def _drop_shared_socket(self) -> None:
+        """Accept no more: what still came would be reset in the end."""
+        for listener in self._listeners:
+            listener.close()
+
     def _respawn_workers(self, workers: list[int], *args: Any, **options: Any) -> None:
-        old = [self.wrks[index] for index in workers]
-        if any(time.monotonic() - worker.birth < QUICK_DEATH_SECONDS and worker.inner.exitcode for worker in old):
-            time.sleep(1)
-        super()._respawn_workers(workers, *args, **options)
-        self.respawned_wrks.clear()  # granian would give up when one dies again soon
-        for worker in old:  # its gauges leave the sums, its counters stay in them
-            mark_process_dead(worker.inner.pid)  # type: ignore[no-untyped-call]
-            self._heart(worker).unlink(missing_ok=True)
+        for index in workers:
+            if self.interrupt_signal:
+                return
+            old = self.wrks[index]
+            if time.monotonic() - old.birth < QUICK_DEATH_SECONDS and old.inner.exitcode:
+                time.sleep(1)
+            super()._respawn_workers([index], *args, **options)
+            self.respawned_wrks.clear()  # granian would give up when one dies again soon
+            mark_process_dead(old.inner.pid)  # type: ignore[no-untyped-call] # its gauges leave the sums
+            self._heart(old).unlink(missing_ok=True)
 
     def replace_hung_workers(self) -> None:
         """Kill workers without a heartbeat, for ever; granian then replaces them."""
@@ -135,6 +151,8 @@ def _listen(host: str, port: int, workers: int) -> list[socket.socket]:
     except OSError as error:
         raise SystemExit(f"cannot listen on {host}, port {port} (API_HOST, API_PORT): {error.strerror}") from error
     for listener in listeners:
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # ends connections of clients that do not read their answers
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
         listener.setblocking(False)
         listener.set_inheritable(True)
     return listeners

@@ -10,7 +10,7 @@ from limits.storage import RedisStorage
 
 from afterhours_service.config import Settings, current_settings
 from afterhours_service.stores.redis import is_redis_away, redis_failed
-from afterhours_service.web import errors
+from afterhours_service.web import errors, gate
 from afterhours_service.web.gate import current_member_id
 
 
@@ -69,6 +69,7 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 
 def _render(_error: RateLimitExceeded) -> Response:
+    gate.settle()  # who is not admitted is told that
     limit = limiter.current_limit
     seconds = max(1, int(limit.reset_at - time.time())) if limit else 60
     return errors.render(errors.RateLimited(), {"Retry-After": str(seconds)})

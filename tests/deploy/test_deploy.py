@@ -89,7 +89,7 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     folder = tmp_path / "etc/systemd/system"
     shutil.copytree(ROOT / "deploy/systemd", folder)
     ours = ("after-hours-api", "after-hours-worker", "after-hours-scheduler", "after-hours-live")
-    for program in (*(f"opt/after-hours/current/bin/{name}" for name in ours), "bin/kill"):
+    for program in (f"opt/after-hours/current/bin/{name}" for name in ours):
         path = tmp_path / program
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o755)

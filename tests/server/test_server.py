@@ -251,9 +251,41 @@ def test_a_large_upload_holds_up_nobody(server: Server) -> None:
     assert b"INVALID_IMAGE" in answer
 
 
-def test_the_body_of_a_strangers_upload_is_not_waited_for(server: Server) -> None:
-    answer = server.raw(f"POST {PHOTO} HTTP/1.1\r\nHost: api\r\nContent-Length: 10000000\r\n\r\n".encode())
-    assert answer.startswith(b"HTTP/1.1 401 ")
+@pytest.mark.parametrize(("path", "status"), [(PHOTO, 401), ("/api/after-hours/session/end", 401), ("/nowhere", 404)])
+def test_who_sends_a_body_in_vain_reads_why(server: Server, path: str, status: int) -> None:
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+            connection.sendall(f"POST {path} HTTP/1.1\r\nHost: api\r\nContent-Length: 8000000\r\n\r\n".encode())
+            connection.sendall(b"x" * 8_000_000)
+            assert connection.recv(65536).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_a_member_uploads_two_photos_at_a_time_and_removes_one_beside_them(server: Server) -> None:
+    member, other = server.factory.member(), server.factory.member()
+    head = f"POST {PHOTO} HTTP/1.1\r\nHost: api\r\nAuthorization: {bearer(member)['Authorization']}\r\n"
+    head += "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 100000\r\n\r\n"
+    with contextlib.ExitStack() as waiting:
+        for _ in range(60):  # so that each worker has more than a few
+            connection = waiting.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+            connection.sendall(head.encode())
+        for _ in range(6):
+            assert server.member_asks(other, PHOTO, method="POST").status == 400
+            assert server.member_asks(member, PHOTO, method="DELETE").status == 200
+
+
+@pytest.mark.parametrize("query", ["?q=I\u2019m", "?q=\u00e9", "?q=%E2%80%99"])
+def test_a_query_of_any_characters_is_read(server: Server, query: str) -> None:
+    answer = server.raw(f"GET /healthz{query} HTTP/1.1\r\nHost: api\r\n\r\n".encode())
+    assert answer.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 400 "))
+
+
+def test_a_header_that_is_not_ascii_is_not_taken_for_none(server: Server) -> None:
+    member = server.factory.member()
+    server.factory.session(member)
+    head = "POST /api/after-hours/session/extend HTTP/1.1\r\nHost: api\r\nIdempotency-Key: \u00e9\r\n"
+    head += f"Authorization: {bearer(member)['Authorization']}\r\nContent-Type: application/json\r\n"
+    head += 'Content-Length: 25\r\n\r\n{"additionalMinutes": 15} '
+    assert server.raw(head.encode()).startswith(b"HTTP/1.1 400 ")
 
 
 def test_clients_that_leave_before_their_answer_cost_no_thread(server: Server) -> None:
