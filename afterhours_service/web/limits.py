@@ -69,7 +69,10 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 
 def _render(_error: RateLimitExceeded) -> Response:
-    gate.settle()  # who is not admitted is told that
+    try:
+        gate.settle()
+    except errors.AppError as error:  # who is not admitted is told that; a handler must not raise
+        return errors.render(error)
     limit = limiter.current_limit
     seconds = max(1, int(limit.reset_at - time.time())) if limit else 60
     return errors.render(errors.RateLimited(), {"Retry-After": str(seconds)})

@@ -8,7 +8,7 @@ from redis import Redis
 
 from afterhours_service import create_app
 from afterhours_service.config import Settings
-from tests.client import API, PHOTO, SESSION, end, start, status
+from tests.client import API, PHOTO, SESSION, end, failure, start, status
 from tests.conftest import make_settings
 from tests.factories import Factory, bearer
 from tests.stopwatch import Stopwatch
@@ -94,6 +94,12 @@ def test_starts_have_a_limit_of_their_own(app: Flask, factory: Factory) -> None:
     assert answers[2].json["code"] == "RATE_LIMITED"
     assert int(answers[2].headers["Retry-After"]) > 60
     assert end(client, member).status_code == 200
+
+
+def test_who_is_not_admitted_is_told_that_however_often_they_start(app: Flask, factory: Factory) -> None:
+    app.testing = False
+    client, member = app.test_client(), factory.member(premium=False)
+    assert [failure(start(client, member)) for _ in range(3)] == [(403, "PREMIUM_REQUIRED")] * 3
 
 
 def test_photos_have_a_limit_of_their_own(app: Flask, factory: Factory) -> None:
