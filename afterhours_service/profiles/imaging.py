@@ -18,7 +18,7 @@ CPU_SECONDS = 10
 """Processor time one picture may take."""
 
 WALL_SECONDS = 20
-"""Time one picture may take by the clock: less than the 30 s after which a worker of the API is ended."""
+"""Time one picture may take by the clock."""
 
 MEMORY_BYTES = 1_100_000_000
 """Address space one picture may take (on Linux): a progressive JPEG of 66 megapixels needs 890 MB."""

@@ -12,7 +12,6 @@ import math
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any, NamedTuple, NoReturn
@@ -59,7 +58,7 @@ class Application:
     def __init__(self, app: Flask) -> None:
         self._app, self._max_bytes = app, app.config["MAX_CONTENT_LENGTH"]
         self._settings: Settings = app.extensions["after_hours_settings"]
-        self._uploads: Counter[str] = Counter()
+        self._uploads: list[str] = []  # the members whose bodies are held
         self._loop_ran = math.inf
         self._lanes = {lane: _Threads(lane, self._answer) for lane in (MEMBERS, PHOTOS, OPERATORS)}
 
@@ -92,17 +91,16 @@ class Application:
         if member is None:
             await _discard_body(protocol)
             await self._run(PHOTOS, environ, protocol)
-        elif self._uploads[member] >= MEMBERS_UPLOADS or self._uploads.total() >= PHOTOS.threads + PHOTOS.waiting:
+        elif self._uploads.count(member) >= MEMBERS_UPLOADS or len(self._uploads) >= PHOTOS.threads + PHOTOS.waiting:
             await _discard_body(protocol)
             self._answer(environ | {OVERLOADED: True}, protocol)
         else:
-            self._uploads[member] += 1
+            self._uploads.append(member)
             try:
                 await _read_body(environ, protocol, PHOTO_BYTES)
                 await self._run(PHOTOS, environ, protocol)
             finally:
-                self._uploads[member] -= 1
-                self._uploads += Counter()  # drops zeros
+                self._uploads.remove(member)
 
     async def _run(self, lane: Lane, environ: Environ, protocol: HTTPProtocol) -> None:
         if not await self._lanes[lane].run(environ, protocol):

@@ -79,15 +79,12 @@ class _Server(MPServer):
 
     def __init__(self, settings: Settings, listeners: Sequence[socket.socket], folder: Path) -> None:
         super().__init__(
-            "",  # the app comes from a loader
-            address=settings.api_host,
-            port=settings.api_port,
+            "",  # the app comes from a loader, and the sockets are ours
             interface=Interfaces.RSGI,
             workers=settings.web_concurrency,
             loop=Loops.asyncio,
             http=HTTPModes.http1,
             websockets=False,
-            backlog=BACKLOG,
             backpressure=CONNECTIONS,
             http1_settings=HTTP1Settings(header_read_timeout=HEAD_SECONDS * 1000, max_buffer_size=HEAD_BYTES),
             log_level=LogLevels.warning,

@@ -57,7 +57,7 @@ def _record(stack: Stack, route: Route, member: int) -> tuple[list[str], list[st
     stack.execute("SELECT pg_reload_conf()")
     # What a connection says once: its plans, and how it gets the key that masks coordinates.
     once = re.compile("|".join(["ALTER SYSTEM", "PREPARE ", *_MAKES_KEY.findall(text)]))
-    prepare = [said for said in dict.fromkeys(_PREPARE.findall(text)) if "gen_random_uuid" not in said]
+    prepare = [said for said in _PREPARE.findall(text) if "gen_random_uuid" not in said]
     return prepare, [said for said in _STATEMENT.findall(text) if not once.search(said)]
 
 
