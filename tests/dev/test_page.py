@@ -80,7 +80,7 @@ def screen(address: str) -> Iterator[Page]:
         yield opened
         window.close()
     # Browsers log each answer of 400 and above: one asks for a profile that is not there yet.
-    assert [each for each in problems if "404 (NOT FOUND)" not in each] == []
+    assert [each for each in problems if "a status of 404" not in each] == []
 
 
 def phones(screen: Page) -> tuple[Locator, Locator]:
