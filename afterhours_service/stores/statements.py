@@ -4,6 +4,7 @@ The reason is CPU: the two reads of a status take 160 µs, by Core on autocommit
 """
 
 import hashlib
+import time
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -14,6 +15,10 @@ from afterhours_service.config import current_settings
 from afterhours_service.stores.connection import cursor, in_transaction, take_begin
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
+
+# How long a connection keeps its plans, in seconds: one made while a table was empty may scan all of it later. The
+# server would notice at its next ANALYZE, which may take a minute.
+PLANS_LAST = 5
 
 
 class Statement(Generic[Row]):
@@ -49,11 +54,14 @@ class Statement(Generic[Row]):
     def run(self, **parameters: Any) -> tuple[list[Row], int]:
         """Run it, and return its rows, and how many rows it returned or changed. Raises as `cursor` does."""
         with cursor() as opened:
-            text, known = self._text, app_ctx.g.connection.info.setdefault("after_hours_prepared", set())
+            text = self._text
             if self._call and current_settings().database_prepare:
-                text = self._call
-                if text not in known:
+                info, text, now = app_ctx.g.connection.info, self._call, time.monotonic()
+                if text not in (prepared := info.setdefault("after_hours_prepared", set())):
                     opened.execute(f"{take_begin()} {self._before} {self._prepare}")
-                    known.add(text)
+                    prepared.add(text)
+                if now > info.setdefault("after_hours_planned", now) + PLANS_LAST:
+                    info["after_hours_planned"] = now
+                    text = f"DISCARD PLANS; {text}"
             opened.execute(f"{take_begin()} {self._before} {text}{self._after}", self._constants | parameters or None)
             return [self._make(row) for row in opened] if opened.description else [], opened.rowcount

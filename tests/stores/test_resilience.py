@@ -1,5 +1,6 @@
 """What a moment without PostgreSQL or Redis costs a request, a worker, a scheduler."""
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from afterhours_service.jobs.jobs import TIMERS_QUEUE
 from afterhours_service.jobs.scheduler import Scheduler
 from afterhours_service.jobs.timers import SCHEDULED, Timer, arm_timer, disarm_timer
 from afterhours_service.jobs.worker import Worker
+from afterhours_service.sessions import queries
+from afterhours_service.stores import statements
 from afterhours_service.stores.connection import cursor, release_connection, transaction
 from afterhours_service.stores.database import db
 from afterhours_service.stores.host import User
@@ -163,6 +166,30 @@ def test_a_name_that_the_server_knows_already_costs_its_connection_and_no_more(a
         NEXT.all(n=1)
         g.connection.info["after_hours_prepared"].clear()  # as if cut short between the statement and the note
         assert NEXT.all(n=1) == [(2,)]
+
+
+def test_a_plan_from_an_empty_table_is_given_up(app: Flask, factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def index() -> str:
+        with cursor() as opened:
+            [call] = [each for each in g.connection.info["after_hours_prepared"] if each.count("%") == 1]
+            opened.execute(f"EXPLAIN {call}", {"member_id": "m7"})
+            [found] = re.findall(r"idx_\w+", str(opened.fetchall()))
+            return str(found)
+
+    factory.execute("ALTER TABLE after_hours_sessions SET (autovacuum_enabled = false)")  # which would analyze it
+    with app.app_context():
+        for _ in range(6):  # from here on the plan is the same for any member
+            assert queries.active("m7") is None
+        factory.execute(
+            "INSERT INTO users (id, provider) SELECT 'm' || n, 'test' FROM generate_series(1, 5000) AS n;"
+            "INSERT INTO after_hours_sessions (user_id, expires_at, fuzzed_latitude, fuzzed_longitude)"
+            " SELECT id, now() + interval '1 hour', 1, 1 FROM users",
+        )
+        assert queries.active("m7")
+        assert index() == "idx_after_hours_sessions_expires"  # reads everybody's
+        monkeypatch.setattr(statements, "PLANS_LAST", 0)
+        assert queries.active("m7")
+        assert index() == "idx_after_hours_sessions_active_user"
 
 
 def test_where_connections_are_shared_nothing_is_prepared(wire: Wire, make_app: Callable[..., Flask]) -> None:
