@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from benchmarks.load import cleanup, lag, limit
 from benchmarks.load import memory as redis_memory
-from benchmarks.load.members import DAY, HOUR, seed_members, seed_sessions
+from benchmarks.load.members import DAY, HOUR, seed_members, seed_searches, seed_sessions
 from benchmarks.load.neighbours import Neighbours, wait_for_quiet
 from benchmarks.load.routes import POOL, ROUTES, Load, Members, Route, measure, median
 from benchmarks.load.stack import ROOT, Stack, stack
@@ -112,40 +112,72 @@ def main() -> None:
 
 
 def requests(plan: Plan) -> str:
-    """Measure the hot routes, the limit that PostgreSQL sets, Redis, and how each grows with the sessions there are."""
-    rows: dict[str, list[list[str]]] = {"requests": [], "limits": [], "growth": []}
+    """Measure the hot routes beside Express, and the limit that PostgreSQL sets.
+
+    Matching is off: Express matches nobody, and the worker's CPU counts.
+    """
+    size = plan.sizes[1]
+    rows: list[list[str]] = []
+    limits: list[list[str]] = []
     neighbours = Neighbours()
-    with stack() as running, stack(parts=()) as idle, express(idle) as usual:
-        members, their_members = Members(running, plan.pool), Members(usual, plan.pool)
-        seed_members(usual, plan.pool + 1, plan.pool + plan.sizes[1])
-        seed_sessions(usual, plan.pool + 1, plan.pool + plan.sizes[1], at=int(time.time()) + DAY, spread=HOUR)
+    with stack(matching=False) as running, stack(parts=()) as idle, express(idle) as usual:
         heading = f"Measured on {_machine(running)}."
+        members, their_members = Members(running, plan.pool), Members(usual, plan.pool)
+        for one in (running, usual):
+            seed_members(one, plan.pool + 1, plan.pool + size)
+            seed_sessions(one, plan.pool + 1, plan.pool + size, at=int(time.time()) + DAY, spread=HOUR)
+        for route in ROUTES:
+            ours, deployed, theirs = [], [], []
+            for _ in range(plan.runs):
+                running.scale(1)
+                ours.append(_load(running, members, route, plan))
+                theirs.append(_load(usual, their_members, route, plan))
+                running.scale(WORKERS)
+                deployed.append(_load(running, members, route, plan))
+            served = median(deployed)
+            rows += _request_rows(route.name, median(ours), served, median(theirs))
+            allowed = [limit.measure(running, members, route) for _ in range(plan.runs)]
+            limits.append(_limit_row(route.name, served, statistics.median(allowed)))
+            _say(f"{route.name}: ours {median(ours)}, Express {median(theirs)}")
+    return "\n\n".join(
+        [
+            heading,
+            f"### Requests, with {size:,} sessions active, matching off",
+            _taken(neighbours),
+            table(
+                ["request", "", "per second", "p50 / p99 ms", "CPU: service + PostgreSQL + Redis", "sum", "to Express"],
+                rows,
+            ),
+            "### What PostgreSQL allows",
+            table(["request", "pgbench", "this service", "of that", "the generator's CPU"], limits),
+        ]
+    )
+
+
+def growth(plan: Plan) -> str:
+    """Measure how requests, ends and Redis grow with the active sessions, matching and the memory of places included.
+
+    The sessions expire within an hour. Their members wait to be found by those who take turns, and match them.
+    """
+    rows = []
+    neighbours = Neighbours()
+    with stack() as running:
+        running.scale(1)
+        members = Members(running, plan.pool)
         seeded = plan.pool
         for size in plan.sizes:
             last = plan.pool + size
-            seed_members(running, seeded + 1, last)
+            seed_members(running, seeded + 1, last, gender="Male", seeks="Straight")
             seeded = last
             held = redis_memory.measure(running, first=plan.pool + 1, last=last)
+            seed_searches(running, plan.pool + 1, last)
             _say(f"{size} sessions: {held}")
             found = {}
             for route in ROUTES:
-                loads, theirs, deployed = [], [], []
-                for _ in range(plan.runs):
-                    loads.append(_load(running, members, route, plan))
-                    if size == plan.sizes[1]:
-                        theirs.append(_load(usual, their_members, route, plan))
-                        running.scale(WORKERS)
-                        deployed.append(_load(running, members, route, plan))
-                        running.scale(1)
-                found[route.name] = median(loads)
+                found[route.name] = median(_load(running, members, route, plan) for _ in range(plan.runs))
                 _say(f"{size} sessions: {route.name} {found[route.name]}")
-                if deployed:
-                    served = median(deployed)
-                    rows["requests"] += _request_rows(route.name, found[route.name], served, median(theirs))
-                    allowed = [limit.measure(running, members, route, plan.run_seconds) for _ in range(plan.runs)]
-                    rows["limits"].append(_limit_row(route.name, served, statistics.median(allowed)))
             late = _lag(running, _ours, Case(1_000, 1, plan.runs), lead=8)
-            rows["growth"].append(
+            rows.append(
                 [
                     f"{size:,}",
                     *(f"{load.cpu:.2f}, {load.per_second:.0f}/s, {load.p99:.0f} ms" for load in found.values()),
@@ -154,20 +186,13 @@ def requests(plan: Plan) -> str:
                     f"{held.timers:,}",
                 ]
             )
+            _say(" | ".join(rows[-1]))
     return "\n\n".join(
         [
-            heading,
-            f"### Requests, with {plan.sizes[1]:,} sessions active",
-            _taken(neighbours),
-            table(
-                ["request", "", "per second", "p50 / p99 ms", "CPU: service + PostgreSQL + Redis", "sum", "to Express"],
-                rows["requests"],
-            ),
-            "### What PostgreSQL allows",
-            table(["request", "pgbench", "this service", "of that", "the generator's CPU"], rows["limits"]),
             "### Growth by active sessions",
+            _taken(neighbours),
             "CPU, throughput and p99 of a request; lag of the last of 1,000 ends in the same second; Redis and timers.",
-            table(["sessions", *(route.name for route in ROUTES), "lag", "Redis", "timers"], rows["growth"]),
+            table(["sessions", *(route.name for route in ROUTES), "lag", "Redis", "timers"], rows),
         ]
     )
 
@@ -220,7 +245,12 @@ def nightly(plan: Plan) -> str:
     )
 
 
-PARTS: dict[str, Callable[[Plan], str]] = {"requests": requests, "lags": lags, "nightly": nightly}
+PARTS: dict[str, Callable[[Plan], str]] = {
+    "requests": requests,
+    "growth": growth,
+    "lags": lags,
+    "nightly": nightly,
+}
 
 
 def _ours(running: Stack) -> AbstractContextManager[lag.Arm]:

@@ -11,7 +11,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ from dev.embedded import guarded
 
 CHANNEL = "after_hours:events"
 EXPIRED = "after_hours:session_expired"
-LINES = 7  # of an event, in the protocol of Redis
 PATIENCE_SECONDS = 180  # after the last expiry
 
 
@@ -59,7 +58,7 @@ def measure(stack: Stack, arm: Arm, *, sessions: int, spread: int = 1, lead: int
             raise NotArmed(f"{sessions} sessions were not armed within {lead} s")
         time.sleep(max(0, at + spread - 1 - time.time()))
         with contextlib.suppress(TimeoutError):  # reported below
-            wait_for(lambda: sum(data.count(b"\n") for _, data in chunks) >= sessions * LINES, PATIENCE_SECONDS)
+            wait_for(lambda: _count([data for _, data in chunks]) >= sessions, PATIENCE_SECONDS)
         time.sleep(0.2)
     expiries = dict(
         stack.execute(
@@ -129,6 +128,13 @@ def _listen(path: Path) -> Iterator[list[tuple[float, bytes]]]:
         finally:
             connection.shutdown(socket.SHUT_RDWR)
             thread.join()
+
+
+def _count(parts: list[bytes]) -> int:
+    """Count the expiries in what has arrived, those that lie across two parts included; there are other events, too."""
+    sought, seam = EXPIRED.encode(), len(EXPIRED) - 1
+    across = (one[-seam:] + other[:seam] for one, other in pairwise(parts))
+    return sum(part.count(sought) for part in parts) + sum(part.count(sought) for part in across)
 
 
 def _expired(chunks: list[tuple[float, bytes]]) -> Iterator[tuple[str, float]]:

@@ -11,7 +11,7 @@ HOUR = 3600  # seconds
 DAY = 24 * HOUR
 
 
-def seed_members(stack: Stack, first: int, last: int) -> None:
+def seed_members(stack: Stack, first: int, last: int, *, gender: str = "Female", seeks: str = "Bisexual") -> None:
     """Make the members numbered first…last: verified, consenting, premium, with a profile."""
     for statement in (
         """INSERT INTO users (id, provider, id_verified, after_hours_consent)
@@ -19,11 +19,13 @@ def seed_members(stack: Stack, first: int, last: int) -> None:
         """INSERT INTO user_subscriptions (user_id, is_active, expires_at)
            SELECT 'member-' || n, true, now() + interval '30 days' FROM generate_series(%s, %s) AS n""",
         """INSERT INTO profiles (user_id, name, age, gender, sexual_preference)
-           SELECT 'member-' || n, 'Robin', 18 + n %% 50, 'Female', 'Bisexual' FROM generate_series(%s, %s) AS n""",
+           SELECT 'member-' || n, 'Robin', 18 + n %% 50, gender, seeks
+           FROM (SELECT %s AS gender, %s AS seeks) AS given, generate_series(%s, %s) AS n""",
         """INSERT INTO after_hours_profiles (user_id, description)
            SELECT 'member-' || n, 'Out tonight' FROM generate_series(%s, %s) AS n""",
     ):
-        stack.execute(statement, first, last)
+        of_profiles = (gender, seeks) if "seeks" in statement else ()
+        stack.execute(statement, *of_profiles, first, last)
     stack.execute("ANALYZE")
 
 
@@ -45,6 +47,21 @@ def seed_sessions(stack: Stack, first: int, last: int, *, at: int, spread: int =
         first,
         last,
     )
+
+
+def seed_searches(stack: Stack, first: int, last: int) -> None:
+    """Let the members numbered first…last, who are live, wait to be found by others; nobody has to be looked for."""
+    stack.execute(
+        """
+        INSERT INTO after_hours_search (user_id, session_id, key, wish, me, since, looked_at, told_at)
+        SELECT user_id, s.id, discovery_key, discovery_wish, after_hours_self(gender, age), now(), now(), now()
+        FROM after_hours_sessions AS s JOIN profiles USING (user_id)
+        WHERE ended_at IS NULL AND user_id IN (SELECT 'member-' || n FROM generate_series(%s, %s) AS n)
+        ON CONFLICT (user_id) DO UPDATE SET look_at = NULL, looked_at = now(), told_at = now()""",
+        first,
+        last,
+    )
+    stack.execute("ANALYZE after_hours_search")
 
 
 def drop_sessions(stack: Stack, first: int, last: int) -> None:

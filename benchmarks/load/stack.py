@@ -117,10 +117,13 @@ class Stack:
 
 
 @contextlib.contextmanager
-def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "scheduler")) -> Iterator[Stack]:
+def stack(
+    root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "scheduler"), *, matching: bool = True
+) -> Iterator[Stack]:
     """Run the service out of the checkout `root`, with empty tables, and end it.
 
-    parts: which processes of its Procfile. Data is on disk, PostgreSQL's and Valkey's settings are their defaults.
+    parts: which processes of its Procfile. matching: whether it matches members. Data is on disk, PostgreSQL's and
+    Valkey's settings are their defaults.
     """
     folder = Path(tempfile.mkdtemp(prefix="load-", dir="/var/tmp"))
     with contextlib.ExitStack() as running:
@@ -136,6 +139,7 @@ def stack(root: Path = ROOT, parts: tuple[str, ...] = ("web", "worker", "schedul
             "JWT_SECRET": SECRET,
             "LOCATION_SECRET": SECRET[::-1],
             "RATELIMIT_ENABLED": "false",
+            "MATCHING_ENABLED": str(matching).lower(),
             "API_PORT": str(port),
         }
         upgrade = [sys.executable, "-m", "flask", "--app", "afterhours_service", "db", "upgrade"]
