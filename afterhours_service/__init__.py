@@ -5,6 +5,7 @@ from flask import Flask
 from afterhours_service.blueprint import after_hours
 from afterhours_service.cli import after_hours as commands
 from afterhours_service.config import Settings
+from afterhours_service.jobs.timers import reconcile_soon
 from afterhours_service.matching import jobs as _matching_jobs  # noqa: F401 - likewise
 from afterhours_service.monitoring import health, prometheus
 from afterhours_service.sessions import jobs as _session_jobs  # noqa: F401 - gives the session timers their job
@@ -28,7 +29,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["after_hours_settings"] = settings
 
     engine.init_app(app, settings)
-    redis.init_app(app, settings)
+    redis.init_app(app, settings, reconcile_soon)
     objects.init_app(app, settings, photo_links.PATH)
 
     # Called before each request, in this order.

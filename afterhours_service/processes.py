@@ -7,6 +7,7 @@ from afterhours_service.cleanup import jobs as cleanup
 from afterhours_service.config import Settings
 from afterhours_service.jobs.jobs import MATCHING_QUEUE, QUEUES
 from afterhours_service.jobs.scheduler import Periodic, run_scheduler
+from afterhours_service.jobs.timers import MATCHING, RECONCILIATION
 from afterhours_service.jobs.worker import run_worker
 from afterhours_service.live.server import run_gateway
 from afterhours_service.matching import jobs as matching
@@ -16,14 +17,10 @@ from afterhours_service.sessions import jobs as sessions
 
 def periodic_jobs(settings: Settings) -> tuple[Periodic, ...]:
     """Return the periodic jobs. Their ids are fixed: the scheduler finds them in Redis by id."""
-    looks = (
-        (Periodic("after-hours-matching", matching.look, seconds=30, queue=MATCHING_QUEUE),)
-        if settings.matching_enabled
-        else ()
-    )
+    looks = (Periodic(MATCHING, matching.look, seconds=30, queue=MATCHING_QUEUE),) if settings.matching_enabled else ()
     return (
         *looks,
-        Periodic("after-hours-reconcile", sessions.reconcile, seconds=60),
+        Periodic(RECONCILIATION, sessions.reconcile, seconds=60),
         Periodic("after-hours-cleanup", cleanup.cleanup, cron=settings.cleanup_cron),
         Periodic("after-hours-cleanup-resume", cleanup.resume, seconds=30),
     )

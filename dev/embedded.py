@@ -19,9 +19,9 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 START_SECONDS = 60
 SOCKET_PATH_BYTES = 103  # sun_path has 104 on macOS, 108 on Linux, a closing NUL included
@@ -48,6 +48,19 @@ def guarded(command: Sequence[str | Path], stop: signal.Signals, **options: Any)
 def release(process: subprocess.Popen[bytes]) -> None:
     """Let the guard of a command that ended go."""
     process.communicate(b"\n")
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started, and that are still there."""
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process, and then to what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+    for child in children(pid):
+        send(child, number)
 
 
 class Home:
@@ -151,10 +164,19 @@ def postgres(
         Path(f"{data}.new").rename(data)
     with contextlib.suppress(subprocess.CalledProcessError):  # the orphan of a killed run
         place.run(binaries / "pg_ctl", "-D", data, "-m", "fast", "stop")
-    command = [binaries / "postgres", "-D", data, "-k", place.path, "-c", "listen_addresses=", *options]
-    with _server(place, command, signal.SIGINT) as process:
+    command: list[str | Path] = [
+        binaries / "postgres",
+        "-D",
+        data,
+        "-k",
+        place.path,
+        "-c",
+        "listen_addresses=",
+        *options,
+    ]
+    with running(place, command, signal.SIGINT) as process:
         ready: list[str | Path] = [binaries / "pg_isready", "-q", "-h", place.path, "-U", "postgres"]
-        _wait(process, lambda: subprocess.call(ready, stdin=subprocess.DEVNULL, **place.options()) == 0, place.log)
+        wait_until(process, lambda: subprocess.call(ready, stdin=subprocess.DEVNULL, **place.options()) == 0, place)
         with contextlib.suppress(subprocess.CalledProcessError):  # there already
             place.run(binaries / "createdb", "-h", place.path, "-U", "postgres", database)
         yield f"postgresql://postgres@/{database}?host={place.path}"
@@ -171,7 +193,7 @@ def valkey(place: Home, options: Sequence[str] = PERSISTENT, name: str = "valkey
     folder.mkdir(exist_ok=True)
     if place.is_root:
         shutil.chown(folder, "nobody")
-    command = [
+    command: list[str | Path] = [
         binary,
         "--port",
         "0",
@@ -185,8 +207,8 @@ def valkey(place: Home, options: Sequence[str] = PERSISTENT, name: str = "valkey
         "",
         *options,
     ]
-    with _server(place, command, signal.SIGTERM) as process:
-        _wait(process, lambda: _ask(path, b"PING") == b"+PONG\r\n", place.log)
+    with running(place, command, signal.SIGTERM) as process:
+        wait_until(process, lambda: _ask(path, b"PING") == b"+PONG\r\n", place)
         yield f"unix://{path}?db=0", process.pid
 
 
@@ -198,22 +220,24 @@ def services(state: Path) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _server(place: Home, command: list[Any], stop: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
+def running(place: Home, command: Sequence[str | Path], stop: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server; the signal `stop` ends it, also if it is paused."""
     process = guarded(command, stop, **place.options())
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGCONT)  # a paused server would never stop
+        send(process.pid, signal.SIGCONT)  # a paused server would never stop
         process.send_signal(stop)
         process.wait(30)
         release(process)
 
 
-def _wait(process: subprocess.Popen[bytes], is_ready: Any, log: IO[bytes]) -> None:
+def wait_until(process: subprocess.Popen[bytes], is_ready: Callable[[], object], place: Home) -> None:
+    """Wait until a server is ready. Raises SystemExit when it has ended, or START_SECONDS have passed."""
     end = time.monotonic() + START_SECONDS
     while not is_ready():
         if process.poll() is not None or time.monotonic() > end:
-            raise SystemExit(f"a server did not start, see {log.name}")
+            raise SystemExit(f"a server did not start, see {place.log.name}")
         time.sleep(0.02)
 
 

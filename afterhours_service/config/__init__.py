@@ -1,6 +1,5 @@
 """Settings: read from the environment once, checked as a whole, never changed."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
@@ -10,6 +9,7 @@ from environs import Env, EnvValidationError, ValidationError, validate
 from flask import current_app
 
 from afterhours_service.config import validators
+from afterhours_service.config.urls import for_psycopg2
 from afterhours_service.config.variables import Variable, from_variables, setting, variables_of
 
 PHOTO_URL_MAX_SECONDS = 604_800  # a week: S3 signs no link for longer
@@ -37,11 +37,6 @@ class SettingsError(ClickException):
         self.problems = problems
         lines = [f"  {name}: {' '.join(messages)}" for name, messages in sorted(problems.items())]
         super().__init__("\n".join(["invalid settings:", *lines]))
-
-
-def _for_psycopg2(url: str) -> str:
-    # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3.
-    return re.sub(r"^postgres(ql)?(\+psycopg2)?://", "postgresql+psycopg2://", url)
 
 
 def _or_none(value: str) -> str | None:
@@ -77,10 +72,11 @@ class Settings:
 
     database_url: str = setting(
         "DATABASE_URL",
-        "PostgreSQL URL (`postgresql://…`); Unix sockets work too. Its parameters, such as"
-        " `?options=-csearch_path%3Dapp`, override the service's own",
+        "PostgreSQL URL (`postgresql://…`); Unix sockets work too, and several hosts"
+        " ([a primary and its standbys](zones.md)). Its parameters, such as `?options=-csearch_path%3Dapp`, override"
+        " the service's own",
         check=validators.is_postgresql_url,
-        convert=_for_psycopg2,
+        convert=for_psycopg2,
         secret=True,
     )
     database_prepare: bool = setting(
@@ -91,7 +87,9 @@ class Settings:
     )
     redis_url: str = setting(
         "REDIS_URL",
-        "Redis or Valkey URL (`redis://`, `rediss://`, `unix://`); the service sets the timeouts itself",
+        "Redis or Valkey URL (`redis://`, `rediss://`, `unix://`), or that of its sentinels:"
+        " `redis+sentinel://:password@s1:26379,s2:26379,s3:26379/mymaster/0` ([more](zones.md)). The service sets the"
+        " timeouts itself",
         default="redis://localhost:6379/0",
         check=validators.is_redis_url,
         secret=True,

@@ -24,8 +24,9 @@ from redis import ConnectionPool
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from afterhours_service.config.urls import SentinelUrl, for_psycopg2
+
 SECRET_BYTES = 32  # RFC 7518, section 3.2: an HS256 key is at least as long as its hash
-POSTGRESQL_SCHEMES = {"postgres", "postgresql", "postgres+psycopg2", "postgresql+psycopg2"}
 LIBPQ_NUMBERS = {  # libpq checks them only after it has connected
     "connect_timeout",
     "keepalives",
@@ -59,23 +60,25 @@ PERCENT = "percent-encode special characters of user and password"
 def is_postgresql_url(value: str) -> None:
     """Check that psycopg2 and libpq accept the URL and its parameters."""
     try:
-        url = make_url(value)
+        url = make_url(for_psycopg2(value))
     except Exception as error:  # of many types, some with the URL in their message
         raise ValidationError("Not a PostgreSQL URL (postgresql://…).") from error
-    if url.drivername not in POSTGRESQL_SCHEMES:
+    if url.drivername != "postgresql+psycopg2":
         raise ValidationError("Not a PostgreSQL URL (postgresql://…).")
-    if not all(map(_is_host, (url.host or "localhost").split(","))) or re.search("[@/]", url.database or ""):
+    if not _is_host(url.host or "localhost") or re.search("[@/]", url.database or ""):
         raise ValidationError(f"The host or the database is malformed: {PERCENT}.")
-    if url.port == 0:
+    if "0" in (str(url.port), *str(url.query.get("port", "")).split(",")):
         raise ValidationError("Port 0 cannot be used.")
     try:
-        _, given = url.set(drivername="postgresql+psycopg2").get_dialect()().create_connect_args(url)
+        _, given = url.get_dialect()().create_connect_args(url)
         make_dsn(**given)
         _ask_libpq(given)
         for address in filter(None, given.get("hostaddr", "").split(",")):
             ipaddress.ip_address(address)
     except (psycopg2.Error, ArgumentError, ValueError) as error:
         raise ValidationError(f"libpq rejects it: {str(error).strip()}.") from error
+    if not all(map(_is_host_or_socket, str(given.get("host") or "localhost").split(","))):
+        raise ValidationError(f"A host is malformed: {PERCENT}.")
     for name in LIBPQ_NUMBERS & given.keys():
         if not re.fullmatch(r"-?\d{1,9}", str(given[name])):
             raise ValidationError(f"{name} is not a number.")
@@ -94,8 +97,11 @@ def _ask_libpq(given: Mapping[str, Any]) -> None:
 
 def is_redis_url(value: str) -> None:
     """Check that redis-py accepts the URL, without connecting."""
-    kind = "Not a Redis URL (redis://, rediss:// or unix://)."
+    kind = "Not a Redis URL (redis://, rediss://, unix:// or redis+sentinel://)."
     try:
+        if sentinels := SentinelUrl.parse(value):
+            _are_sentinels(sentinels)
+            value = sentinels.server
         url = urlsplit(value)
         host, port = url.hostname, url.port
     except ValueError as error:
@@ -119,6 +125,16 @@ def is_redis_url(value: str) -> None:
     except Exception as error:  # TypeError, ValueError, RedisError …, depending on the parameter
         raise ValidationError(f"redis-py rejects it: {error}.") from error
     _are_files({name: given[name] for name in REDIS_FILES & given.keys()})
+
+
+def _are_sentinels(url: SentinelUrl) -> None:
+    for host, port in url.sentinels:
+        if not _is_host(host):
+            raise ValidationError(f"The host of a sentinel is missing or malformed: {PERCENT}.")
+        if port == 0:
+            raise ValidationError("Port 0 cannot be used.")
+    if not re.fullmatch(r"[\w.-]+", url.service):
+        raise ValidationError("What the sentinels call the servers is missing: …:26379/mymaster/0.")
 
 
 def is_secret(value: str) -> None:
@@ -253,6 +269,10 @@ def _is_host(host: str) -> bool:
             return False
         return True
     return re.fullmatch(r"\w[\w.-]*", host) is not None
+
+
+def _is_host_or_socket(host: str) -> bool:
+    return host.startswith(("/", "@")) or _is_host(host)
 
 
 def _are_files(paths: dict[str, str]) -> None:

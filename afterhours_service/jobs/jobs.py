@@ -10,6 +10,7 @@ from flask import Flask, current_app, has_app_context
 from rq import Queue, Retry, get_current_job
 from werkzeug.utils import import_string
 
+from afterhours_service.stores import watch
 from afterhours_service.stores.redis import current_redis, use_worker_timeout
 from afterhours_service.telemetry import metrics
 
@@ -71,4 +72,5 @@ def _own_app() -> Flask:
     """
     app: Flask = import_string("afterhours_service:create_app")()
     use_worker_timeout(app)
+    watch.start(app)
     return app

@@ -12,14 +12,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job, JobStatus
 from rq_scheduler import Scheduler as RqScheduler
-from sqlalchemy import Engine, NullPool, create_engine, text
+from sqlalchemy import Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service.config import Settings
 from afterhours_service.jobs import process
 from afterhours_service.jobs.jobs import FAILURE_SECONDS, JOB_TIMEOUT_SECONDS, MAINTENANCE_QUEUE, QUEUES
 from afterhours_service.jobs.timers import CHUNK, SCHEDULED, is_timer
-from afterhours_service.stores.database import connect_args
+from afterhours_service.stores.database import Servers, connect_args
 from afterhours_service.stores.redis import RECONNECT_SECONDS, WORKER_TIMEOUT_SECONDS, connect
 from afterhours_service.telemetry import metrics
 from afterhours_service.telemetry.log import get_logger
@@ -289,6 +289,7 @@ def run_scheduler(app: Flask, periodic: tuple[Periodic, ...]) -> None:
         poolclass=NullPool,
         connect_args=connect_args(settings.database_url, "statement_timeout=1s", connect_timeout=2),  # within the lease
     )
+    event.listen(engine, "do_connect", Servers().connect)
     connection = connect(settings, WORKER_TIMEOUT_SECONDS)
     scheduler = Scheduler(connection, periodic, lambda: seconds_behind(engine))
     process.begin(settings, connection, scheduler.stop)

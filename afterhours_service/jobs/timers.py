@@ -4,6 +4,7 @@ This is only the mechanism. Each feature decides which seconds it needs, as `ses
 a timer is to add it to the sorted set; to disarm it, to remove it before it is enqueued.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +17,9 @@ from rq_scheduler import Scheduler as RqScheduler
 from afterhours_service.jobs.jobs import FAILURE_SECONDS, JOB_TIMEOUT_SECONDS, TIMERS_QUEUE, job
 
 SCHEDULED: str = RqScheduler.scheduled_jobs_key
+
+# The periodic jobs that restore what Redis has lost.
+MATCHING, RECONCILIATION = "after-hours-matching", "after-hours-reconcile"
 
 QUEUED_SECONDS = 120  # a timer that waits longer in its queue is dropped: the reconciliation does its work
 
@@ -122,6 +126,11 @@ def armed_timers(redis: Redis, prefix: str) -> set[str]:
             pipeline.exists(Job.key_for(timer_id))
         armed.update(timer_id for timer_id, exists in zip(chunk, pipeline.execute(), strict=True) if exists)
     return armed
+
+
+def reconcile_soon(redis: Redis) -> None:
+    """Let the reconciliations run at once, instead of at their next time. Raises RedisError."""
+    redis.zadd(SCHEDULED, dict.fromkeys((MATCHING, RECONCILIATION), time.time()), xx=True)
 
 
 def count_armed(redis: Redis) -> int:

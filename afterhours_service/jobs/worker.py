@@ -14,6 +14,7 @@ from rq.worker import WorkerStatus
 from afterhours_service.config import Settings
 from afterhours_service.jobs import process
 from afterhours_service.jobs.jobs import QUEUES
+from afterhours_service.stores import watch
 from afterhours_service.stores.redis import RECONNECT_SECONDS, WORKER_TIMEOUT_SECONDS, connect, use_worker_timeout
 from afterhours_service.telemetry.log import get_logger
 
@@ -70,6 +71,7 @@ def run_worker(app: Flask, queues: Sequence[str] = QUEUES) -> None:
 
     settings: Settings = app.extensions["after_hours_settings"]
     use_worker_timeout(app)
+    watch.start(app)
     connection = connect(settings, WORKER_TIMEOUT_SECONDS)
     with suppress(StopRequested):
         process.begin(settings, connection, stop)

@@ -40,7 +40,7 @@ THREADS = 4  # that ask the database
 TICK_SECONDS = 1.0
 CHECK_SECONDS = 10.0  # between two looks at everybody: may they be connected, and is what they show true?
 RETRY_SECONDS = 1.0
-SILENCE_SECONDS = 5.0  # after which Redis is asked whether it is still there, and then given up
+SILENCE_SECONDS = 2.0  # after which Redis is asked whether it is still there, and then given up
 GOODBYE_SECONDS = 1.0  # for a client to hear why it is disconnected
 WAITING_EVENTS = 100  # for one connection
 

@@ -12,6 +12,7 @@ from afterhours_service.config import Settings
 from afterhours_service.jobs.process import on_stop_signal
 from afterhours_service.live.gateway import Gateway
 from afterhours_service.live.wire import MAX_FRAME_BYTES, Application, Protocol, Receive, Scope, Send
+from afterhours_service.stores import watch
 from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
@@ -25,6 +26,7 @@ def run_gateway(app: Flask) -> None:
     """Serve members until SIGTERM or SIGINT; clients then connect again, to another gateway or to the next one."""
     settings: Settings = app.extensions["after_hours_settings"]
     server = make_server(app, settings.live_host, settings.live_port)
+    watch.start(app)
 
     def stop() -> None:
         server.should_exit = True

@@ -12,6 +12,7 @@ from pathlib import Path
 from flask import Flask
 
 from afterhours_service.server.application import Application
+from afterhours_service.stores import watch
 
 HUNG_SECONDS = 30  # a worker that stands still, or a request that runs, for so long is ended
 BEAT_SECONDS = 1
@@ -21,7 +22,9 @@ STOP_SECONDS = 7  # for requests in progress after SIGTERM, so that all has ende
 def load(create_app: Callable[[], Flask], folder: Path, master: int) -> Application:
     """Return the application of a new worker, whose heart beats in a file of `folder`. master: a process id."""
     faulthandler.register(signal.SIGUSR1)  # works even when the interpreter does not; tells places in code only
-    application = Application(create_app())
+    app = create_app()
+    watch.start(app)
+    application = Application(app)
     threading.Thread(target=_beat, args=(application, folder / str(os.getpid()), master), daemon=True).start()
     return application
 

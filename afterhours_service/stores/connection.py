@@ -18,6 +18,7 @@ from sqlalchemy import PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
 from afterhours_service.stores.database import READ_ONLY, db, is_lost
+from afterhours_service.stores.watch import Awaiting
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -104,7 +105,7 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
     try:
         driver = _driver()
         try:
-            with driver.cursor() as opened:
+            with driver.cursor() as opened, Awaiting(driver):
                 yield opened
         except psycopg2.Error as error:
             dialect: Any = db.engine.dialect
@@ -158,7 +159,7 @@ def _is_open(driver: psycopg2.extensions.connection) -> bool:
 def _close_transaction(driver: psycopg2.extensions.connection) -> None:
     try:
         if _is_open(driver):
-            with driver.cursor() as opened:
+            with driver.cursor() as opened, Awaiting(driver):
                 opened.execute("ROLLBACK")
     except psycopg2.Error:
         driver.close()

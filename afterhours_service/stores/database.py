@@ -2,10 +2,13 @@
 
 import os
 import select
+import threading
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Engine, MetaData, event, make_url
@@ -35,6 +38,10 @@ READ_ONLY = "25006"  # SQLSTATE of a write to a server that takes none
 # After these a connection is unusable: connection exceptions, a server that shuts down or starts, a session that it
 # ended for idling in a transaction. (57014 is not among them: it means a statement timeout.)
 _LOST = ("08", "57P", "25P03", "25P04", READ_ONLY)
+
+
+# How long a connection may take to be made until other threads no longer try the same, in seconds.
+PATIENCE_SECONDS = 2.0
 
 
 def _find_migrations() -> Path:
@@ -81,12 +88,62 @@ def drop_lost_connections(engine: Engine) -> None:
 def replace_closed_connections(engine: Engine) -> None:
     """Let the pool replace a connection that the server has closed, as pool_pre_ping does, without its round trip.
 
-    The server sends nothing on an idle connection, so one that is readable has been closed.
+    The server sends nothing on an idle connection, so one that is readable has been closed. Also replace those to
+    another server than the last connection went to: that was the primary once.
     """
+    servers = Servers()
+    event.listen(engine, "do_connect", servers.connect)
 
     @event.listens_for(engine, "checkout")
     def check(connection: Any, *_: Any) -> None:
         idle = select.poll()
         idle.register(connection, select.POLLIN)
-        if connection.closed or idle.poll(0):
+        if connection.closed or idle.poll(0) or not servers.is_current(connection):
             raise DisconnectionError
+
+
+class Servers:
+    """How an engine connects, if several hosts are given: to the first that accepts writes, the last one used first.
+
+    libpq begins with the host that is named first, and waits for one that does not answer. While a thread waits so, and
+    for a moment after it waited in vain, other threads are refused at once: they would only wait as well.
+    """
+
+    def __init__(self) -> None:
+        self._current: tuple[str, str] | None = None
+        self._trying: dict[int, float] = {}  # since when each thread is, by time.monotonic()
+        self._silent_until = 0.0  # time.monotonic()
+
+    def connect(self, dialect: Any, _record: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
+        """Connect, as a listener of `do_connect`. Raises psycopg2.Error."""
+        now, thread = time.monotonic(), threading.get_ident()
+        if now < self._silent_until or any(now - since > PATIENCE_SECONDS for since in [*self._trying.values()]):
+            raise psycopg2.OperationalError("no server answers")
+        self._trying[thread] = now
+        try:
+            connection = dialect.connect(*arguments, **self._in_order(parameters))
+        except psycopg2.Error:
+            if time.monotonic() - now > PATIENCE_SECONDS:
+                self._silent_until = time.monotonic() + 1
+            raise
+        finally:
+            del self._trying[thread]
+        self._current = _server(connection)
+        return connection
+
+    def is_current(self, connection: Any) -> bool:
+        """Return whether the connection is to the server that was connected to last."""
+        return _server(connection) == self._current
+
+    def _in_order(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments for psycopg2, with the current server first."""
+        hosts, ports = (str(parameters.get(name, "")).split(",") for name in ("host", "port"))
+        if len(hosts) == 1 or "hostaddr" in parameters:
+            return parameters
+        ports = [port or "5432" for port in ports] * (len(hosts) if len(ports) == 1 else 1)
+        servers = sorted(zip(hosts, ports, strict=True), key=lambda server: server != self._current)
+        return parameters | {"host": ",".join(h for h, _ in servers), "port": ",".join(p for _, p in servers)}
+
+
+def _server(connection: Any) -> tuple[str, str]:
+    return connection.info.host, str(connection.info.port)

@@ -3,16 +3,18 @@
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import cast
+from typing import Any, cast
 
 from flask import Flask, current_app
 from redis import Redis
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
+from redis.connection import parse_url
 from redis.exceptions import (
     ClusterDownError,
     ConnectionError,  # noqa: A004 - the names that redis-py gave them
@@ -23,9 +25,11 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004
 )
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 from rq.timeouts import BaseTimeoutException
 
 from afterhours_service.config import Settings
+from afterhours_service.config.urls import SentinelUrl
 from afterhours_service.telemetry import metrics
 from afterhours_service.telemetry.log import get_logger
 
@@ -35,7 +39,7 @@ Command = tuple[str | int, ...]
 
 HTTP_TIMEOUT_SECONDS = 0.25
 
-WORKER_TIMEOUT_SECONDS = 5.0
+WORKER_TIMEOUT_SECONDS = 3.0
 
 RECONNECT_SECONDS = 1.0
 
@@ -49,19 +53,45 @@ WRITE: Command = ("SET", PROBE, "")
 
 
 def connect(settings: Settings, timeout_seconds: float) -> Redis:
-    """Return a client that times out after `timeout_seconds`, whatever the URL says, and does not retry."""
-    redis = Redis.from_url(settings.redis_url, retry=Retry(NoBackoff(), 0))
-    timeouts = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
-    redis.connection_pool.connection_kwargs.update(timeouts)
+    """Return a client that times out after `timeout_seconds`, whatever the URL says, and does not retry.
+
+    With a URL of sentinels each new connection goes to the server that they call primary at that moment.
+    """
+    options = _options(timeout_seconds, Retry(NoBackoff(), 0))
+    if url := SentinelUrl.parse(settings.redis_url):
+        sentinel: Any = Sentinel(url.sentinels, **_for_sentinel(url, options))  # type: ignore[no-untyped-call]
+        return cast("Redis", sentinel.master_for(url.service))
+    redis = Redis.from_url(settings.redis_url)
+    redis.connection_pool.connection_kwargs.update(options)
     return redis
 
 
 def subscriber(settings: Settings) -> aioredis.Redis:
     """Return a client for an event loop, to listen with; it times out as a worker's does, and does not retry."""
-    client: aioredis.Redis = aioredis.Redis.from_url(settings.redis_url, retry=AsyncRetry(NoBackoff(), 0))
-    timeouts = {"socket_timeout": WORKER_TIMEOUT_SECONDS, "socket_connect_timeout": WORKER_TIMEOUT_SECONDS}
-    client.connection_pool.connection_kwargs.update(timeouts)
+    options = _options(WORKER_TIMEOUT_SECONDS, AsyncRetry(NoBackoff(), 0))
+    client: aioredis.Redis
+    if url := SentinelUrl.parse(settings.redis_url):
+        sentinel: Any = AsyncSentinel(url.sentinels, **_for_sentinel(url, options))  # type: ignore[no-untyped-call]
+        client = sentinel.master_for(url.service)
+    else:
+        client = aioredis.Redis.from_url(settings.redis_url)
+        client.connection_pool.connection_kwargs.update(options)
     return client
+
+
+def _options(timeout_seconds: float, retry: Retry | AsyncRetry) -> dict[str, Any]:
+    return {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds, "retry": retry}
+
+
+def _for_sentinel(url: SentinelUrl, options: dict[str, Any]) -> dict[str, Any]:
+    """Return redis-py's arguments for the servers, and among them those for the sentinels."""
+    given: dict[str, Any] = parse_url(url.server)  # type: ignore[no-untyped-call]
+    del given["host"]
+    if given.pop("connection_class", None):
+        given["ssl"] = True
+    encryption = {name: value for name, value in given.items() if name.startswith("ssl")}
+    account = {"username": url.username, "password": url.password}
+    return {**given, **options, "sentinel_kwargs": {**encryption, **account, **options}}
 
 
 def is_away(error: Exception) -> bool:
@@ -99,11 +129,12 @@ def refusals(redis: Redis, *commands: Command) -> dict[str, str]:
 class Breaker:
     """A circuit breaker: after a failure no request uses Redis until a background thread finds that it accepts writes.
 
-    So in an outage only one request per process waits for the timeout.
+    So in an outage only one request per process waits for the timeout. when_back: called once Redis serves again.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, when_back: Callable[[Redis], object] = lambda _redis: None) -> None:
         self._redis = redis
+        self._when_back = when_back
         self._lock = threading.Lock()
         self.open = False
 
@@ -130,6 +161,8 @@ class Breaker:
             self.open = False
             metrics.BREAKER_OPEN.set(0)
             logger.info("redis back")
+            with only_logged("reconciliation not asked for"):
+                self._when_back(self._redis)
 
     def _drop_connections(self) -> None:
         # Connections in use stay open: their users get the same error.
@@ -137,8 +170,12 @@ class Breaker:
             self._redis.connection_pool.disconnect(inuse_connections=False)
 
 
-def init_app(app: Flask, settings: Settings) -> None:
-    """Give the app a client for requests: a short timeout, no retry, a circuit breaker."""
+def init_app(app: Flask, settings: Settings, when_back: Callable[[Redis], object]) -> None:
+    """Give the app a client for requests: a short timeout, no retry, a circuit breaker.
+
+    when_back: called after an outage, in a thread of its own.
+    """
+    app.extensions["after_hours_when_back"] = when_back
     _set_client(app, settings, HTTP_TIMEOUT_SECONDS)
 
 
@@ -150,7 +187,7 @@ def use_worker_timeout(app: Flask) -> None:
 def _set_client(app: Flask, settings: Settings, timeout_seconds: float) -> None:
     redis = connect(settings, timeout_seconds)
     app.extensions["after_hours_redis"] = redis
-    app.extensions["after_hours_breaker"] = Breaker(redis)
+    app.extensions["after_hours_breaker"] = Breaker(redis, app.extensions["after_hours_when_back"])
 
 
 def current_redis() -> Redis:

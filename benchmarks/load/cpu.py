@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from dev.embedded import children
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -29,11 +31,6 @@ class CpuMeter:
 def resident_bytes(pid: int) -> int:
     """Return how much memory of a process is resident."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that a process has started, and that are still there."""
-    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
 def api_workers(pid: int) -> list[int]:

@@ -239,6 +239,15 @@ MISPARSED = ("u:p@a b/0", "${HOST}/0", "u:p@%2Frun/0", "1.2.3.256/0", "h!/0")
             for rest in (":0", ":65536", "/x", "/0/1", "/-1", "?db=x", "?db=-1", "?db=")
         ),
         *(("REDIS_URL", f"redis://h/0?{query}") for query in REDIS_REFUSES),
+        *(("REDIS_URL", f"redis+sentinel://h/name/0?{query}") for query in REDIS_REFUSES),
+        *(("REDIS_URL", f"redis+sentinel://a,{rest}") for rest in MISPARSED),
+        *(
+            ("REDIS_URL", f"redis+sentinel://{rest}")
+            for rest in ("", "h", "h/", "h/a b/0", "h:0/name", "h:port/name", "h,/name", "h/name/x", "h/name/0/1")
+        ),
+        ("REDIS_URL", "unix+sentinel:///run/redis.sock/name"),
+        *(("DATABASE_URL", f"postgresql://{rest}") for rest in ("a:1,b:x/d", "a,b:0/d", "a,b c/d", "u:p@a,/d@e")),
+        *(("DATABASE_URL", f"postgresql:///d?host=a,b&port={ports}") for ports in ("1,2,3", "0,1", "x,y")),
         ("REDIS_URL", "unix://run/redis.sock"),
         ("REDIS_URL", "unix:///run/redis.sock?family=0"),
         ("REDIS_URL", "rediss://h?ssl_cert_reqs=perhaps"),
@@ -295,6 +304,14 @@ def test_a_malformed_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str
         ("REDIS_URL", "redis://under_score.internal?socket_timeout=5&max_connections=9&client_name=x"),
         ("REDIS_URL", "rediss://h?ssl_cert_reqs=none"),
         ("REDIS_URL", "unix://u:p@/run/redis.sock?db=2"),
+        *(("REDIS_URL", f"redis+sentinel://{rest}") for rest in ("h/name", "u:p%40@a:1,[::1]:2,c/my-master/3")),
+        ("REDIS_URL", "rediss+sentinel://:p@a,b/name/0?sentinel_password=s%2F&sentinel_username=u&ssl_cert_reqs=none"),
+        *(
+            ("DATABASE_URL", f"postgresql://{rest}")
+            for rest in ("a,b/d", "a:1,b:2/d", "u:p%40@a,[::1]:2/d?sslmode=require")
+        ),
+        ("DATABASE_URL", "postgres://a:5432,b:5433/d?target_session_attrs=read-write&connect_timeout=2"),
+        ("DATABASE_URL", "postgresql:///d?host=/run/a,/run/b&port=5432,5433"),
         ("STORAGE_FOLDER", "new/folder"),
         ("METRICS_HOST", "::"),
     ],

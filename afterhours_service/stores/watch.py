@@ -1,0 +1,104 @@
+"""Notices a database server that is connected and silent, which no timeout of its own would end.
+
+TCP keeps a connection to a process that stands still, and the server that would cancel a statement is the one that is
+silent. So each process asks it something every second. Nor does a server cancel a commit that waits for a standby.
+"""
+
+import os
+import socket
+import threading
+import time
+from contextlib import closing, suppress
+from typing import cast
+
+import psycopg2
+from flask import Flask
+from sqlalchemy import Engine
+
+from afterhours_service.stores.database import db
+from afterhours_service.telemetry.log import get_logger
+
+logger = get_logger(__name__)
+
+ASK_SECONDS = 1.0
+SILENCE_SECONDS = 4.0  # after which a server is given up
+ANSWER_SECONDS = 8.0  # after which a statement is given up; the server cancels it before, if it can
+LOOK_SECONDS = 0.25
+
+_lock = threading.Lock()
+_waiting: dict[int, tuple[float, int]] = {}  # by thread: since when, by time.monotonic(), and for which socket
+
+
+class Awaiting:
+    """Notes, for as long as the block lasts, that this thread waits for a server's answer."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, driver: psycopg2.extensions.connection) -> None:
+        self._socket = driver.fileno()
+
+    def __enter__(self) -> None:
+        """Begin to wait."""
+        _waiting[threading.get_ident()] = time.monotonic(), self._socket
+
+    def __exit__(self, *_: object) -> None:
+        """End. The lock: a socket that is being shut down must not be closed, and its number used again, meanwhile."""
+        with _lock:
+            _waiting.pop(threading.get_ident(), None)
+
+
+class Watch:
+    """Asks the server something every second. If there is no answer, closes all connections to it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._asked_at: float | None = None  # time.monotonic(); None: it has answered
+
+    def start(self) -> None:
+        """Begin, in threads that end with the process."""
+        for run in (self._ask_on, self._look_on):
+            threading.Thread(target=run, name="database-watch", daemon=True).start()
+
+    def ask(self) -> None:
+        """Ask. Raises psycopg2.Error, also when the server was given up meanwhile."""
+        with closing(self._engine.raw_connection()) as connection:
+            driver = cast("psycopg2.extensions.connection", connection.dbapi_connection)
+            driver.autocommit = True
+            with driver.cursor() as cursor, Awaiting(driver):
+                self._asked_at = time.monotonic()
+                cursor.execute("SELECT 1")
+            driver.autocommit = False
+
+    def look(self) -> None:
+        """Give up a server that is silent, and statements that take too long: their connections are lost."""
+        now, asked_at = time.monotonic(), self._asked_at
+        is_silent = asked_at is not None and now - asked_at >= SILENCE_SECONDS
+        with _lock:
+            for thread, (since, number) in [*_waiting.items()]:
+                if is_silent or now - since >= ANSWER_SECONDS:
+                    logger.warning("database silent", seconds=round(now - since, 1))
+                    del _waiting[thread]
+                    with suppress(OSError), socket.socket(fileno=os.dup(number)) as end:
+                        end.shutdown(socket.SHUT_RDWR)
+        if is_silent:
+            self._asked_at = None
+            self._engine.dispose()
+
+    def _ask_on(self) -> None:
+        while True:
+            time.sleep(ASK_SECONDS)
+            with suppress(Exception):  # who needs the database says what is wrong with it
+                self.ask()
+            self._asked_at = None
+
+    def _look_on(self) -> None:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            with suppress(Exception):
+                self.look()
+
+
+def start(app: Flask) -> None:
+    """Watch the app's database server until the process ends."""
+    with app.app_context():
+        Watch(db.engine).start()
