@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos check privacy bench bench-quick openapi schema settings audit lint format lock clean
+.PHONY: help install run test chaos chaos-zones check privacy bench bench-quick openapi schema settings audit lint format lock clean
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,6 +25,9 @@ test: install ## run the tests, in parallel, on embedded servers
 
 chaos: install ## break every part under load, and count broken promises (ten minutes; ONLY='Redis paused' runs one fault)
 	$(BIN)/python -m benchmarks.chaos $(if $(ONLY),--only '$(ONLY)')
+
+chaos-zones: install ## lose machines of two zones, PostgreSQL's and Redis' primaries first (seven minutes)
+	$(BIN)/python -m benchmarks.chaos --zones $(if $(ONLY),--only '$(ONLY)')
 
 check: install lint test ## run everything that CI runs
 

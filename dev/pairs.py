@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 import psycopg2
@@ -22,6 +22,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from dev.embedded import Home, running, send, wait_until
 
@@ -36,6 +37,11 @@ class Server:
         self._place, self._command, self._stop = place, command, stop
         self._running = ExitStack()
         self._process: subprocess.Popen[bytes]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs, or is paused."""
+        return self._process.poll() is None
 
     def start(self) -> None:
         """Start it; it may take a moment until it answers."""
@@ -97,18 +103,17 @@ class PostgresPair:
         """Make a server that is not running the standby of the other, which then waits for it with each commit."""
         primary, folder = 1 - number, self._folders[number]
         source = f"host={self._place.path} port={self._ports[primary]} user=postgres application_name=standby"
-        if folder.exists():
+        if not folder.exists():
+            self._place.run(self._binaries / "pg_basebackup", "-D", folder, "-d", source, "-c", "fast")
+        elif not (folder / "standby.signal").exists():  # it was the primary
             self._sql(primary, "CHECKPOINT")  # or pg_rewind may not see the promotion
             rewind = (self._binaries / "pg_rewind", "-D", folder, "--source-server", f"{source} dbname=postgres")
             self._place.run(*rewind)
-        else:
-            self._place.run(self._binaries / "pg_basebackup", "-D", folder, "-d", source, "-c", "fast")
         # pg_rewind takes the primary's settings, too.
         (folder / "postgresql.auto.conf").write_text(f"primary_conninfo = '{source}'\n")
         (folder / "standby.signal").touch()
         self._start(number)
-        streaming = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"
-        self.servers[number].wait_until(lambda: self._sql(primary, streaming))
+        self.servers[number].wait_until(lambda: self.follows(number))
         if self._synchronous:
             self._sql(primary, "ALTER SYSTEM SET synchronous_standby_names = 'standby'")
             self._sql(primary, "SELECT pg_reload_conf()")
@@ -117,6 +122,12 @@ class PostgresPair:
         """Stop both, the standby last: the primary waits for it."""
         for number in (self.primary, 1 - self.primary):
             self.servers[number].stop()
+
+    def follows(self, number: int) -> bool:
+        """Return whether a server is the standby of the other, and connected to it."""
+        if self.primary == number or not self.servers[number].is_running:
+            return False
+        return bool(self._sql(self.primary, "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"))
 
     def wait_for_no_standby(self) -> None:
         """Let commits no longer wait for a standby that is gone, as Patroni would."""
@@ -185,10 +196,24 @@ class ValkeyPair:
                 return self._ports.index(client.sentinel_get_master_addr_by_name(SERVICE)[1])
         raise LookupError("no sentinel answers")
 
-    def rejoin(self, number: int) -> None:
-        """Start a server that was killed, as a replica; the sentinels would make it one in ten seconds."""
-        self.servers[number].start()
-        self._follow(number, self.primary)
+    def client(self) -> Redis:
+        """Return a client of the server that the sentinels call primary, which does not retry."""
+        options: dict[str, Any] = {"socket_timeout": 2, "retry": Retry(NoBackoff(), 0)}
+        account = {**options, "password": self._password[::-1]}
+        addresses = [("127.0.0.1", port) for port in self._ports[2:]]
+        sentinel: Any = Sentinel(addresses, sentinel_kwargs=account, **options)  # type: ignore[no-untyped-call]
+        return cast("Redis", sentinel.master_for(SERVICE, password=self._password))
+
+    def make_whole(self) -> None:
+        """Start what was killed, and wait until the primary has its replica."""
+        for sentinel in self.sentinels:
+            if not sentinel.is_running:
+                sentinel.start()
+        for number, server in enumerate(self.servers):
+            if not server.is_running:
+                server.start()
+                self._follow(number, self.primary)
+        self.servers[self.primary].wait_until(self.is_whole)
 
     def failed_over_from(self, number: int) -> bool:
         """Return whether the other server is primary, for the sentinels and by its own account."""

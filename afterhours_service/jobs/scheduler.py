@@ -1,6 +1,7 @@
 """The scheduler: enqueues timers when they are due, and periodic jobs at their intervals."""
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,14 +13,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job, JobStatus
 from rq_scheduler import Scheduler as RqScheduler
-from sqlalchemy import Engine, NullPool, create_engine, event, text
+from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service.config import Settings
 from afterhours_service.jobs import process
 from afterhours_service.jobs.jobs import FAILURE_SECONDS, JOB_TIMEOUT_SECONDS, MAINTENANCE_QUEUE, QUEUES
 from afterhours_service.jobs.timers import CHUNK, SCHEDULED, is_timer
-from afterhours_service.stores.database import Servers, connect_args
+from afterhours_service.stores.database import connect_args, find_primary
 from afterhours_service.stores.redis import RECONNECT_SECONDS, WORKER_TIMEOUT_SECONDS, connect
 from afterhours_service.telemetry import metrics
 from afterhours_service.telemetry.log import get_logger
@@ -31,6 +32,8 @@ LEASE = "after-hours:scheduler"  # not rq-scheduler's lock: another application'
 POLL_SECONDS = 0.05
 
 CLOCK_SECONDS = 5  # how often to read the database's clock
+
+WHOLE_LOOK_SECONDS = 5  # how often others' entries, which are passed over, are looked at again
 
 LOOK_SECONDS = 1  # how often the lease is renewed and the periodic jobs are checked
 
@@ -77,7 +80,7 @@ class Scheduler:
         self._periodic_ids = {job.id.encode() for job in periodic}
         self._seconds_behind = seconds_behind
         self._behind = 0.0
-        self._next_clock = 0.0  # time.monotonic()
+        self._next_whole_look = 0.0  # time.monotonic()
         self._next_lease = 0.0  # time.monotonic()
         self._next_look = 0.0  # time.monotonic()
         self._stopped = False
@@ -118,11 +121,11 @@ class Scheduler:
                 self._catch_up = True
                 return
             self._next_lease = time.monotonic() + LOOK_SECONDS
-        if self._catch_up or time.monotonic() >= self._next_clock:
-            self.read_clock()
+        if self._catch_up or time.monotonic() >= self._next_whole_look:
             self._since = 0.0
-            self._next_clock = time.monotonic() + CLOCK_SECONDS
+            self._next_whole_look = time.monotonic() + WHOLE_LOOK_SECONDS
         if self._catch_up or time.monotonic() >= self._next_look:
+            self.read_clock()
             self.register_periodic(at_once=self._catch_up)
             self._catch_up, self._next_look = False, time.monotonic() + LOOK_SECONDS
         self.enqueue_due()
@@ -289,11 +292,38 @@ def run_scheduler(app: Flask, periodic: tuple[Periodic, ...]) -> None:
         poolclass=NullPool,
         connect_args=connect_args(settings.database_url, "statement_timeout=1s", connect_timeout=2),  # within the lease
     )
-    event.listen(engine, "do_connect", Servers().connect)
+    find_primary(engine)
     connection = connect(settings, WORKER_TIMEOUT_SECONDS)
-    scheduler = Scheduler(connection, periodic, lambda: seconds_behind(engine))
+    clock = DatabaseClock(engine)
+    scheduler = Scheduler(connection, periodic, clock.seconds_behind)
+    clock.start()
     process.begin(settings, connection, scheduler.stop)
     scheduler.run()
+
+
+class DatabaseClock:
+    """Reads the database's clock in a thread of its own, so that no timer waits for a database that is silent."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._behind: float | None = None
+
+    def start(self) -> None:
+        """Read it every CLOCK_SECONDS, until the process ends; for the first time at once, if the database answers."""
+        read = threading.Event()
+        threading.Thread(target=self._read_on, args=(read,), name="database-clock", daemon=True).start()
+        read.wait(CLOCK_SECONDS)
+
+    def seconds_behind(self) -> float | None:
+        """Return how far this machine's clock is behind the database's; None if it was not read since the last call."""
+        behind, self._behind = self._behind, None
+        return behind
+
+    def _read_on(self, read: threading.Event) -> None:
+        while True:
+            self._behind = seconds_behind(self._engine)
+            read.set()
+            time.sleep(CLOCK_SECONDS)
 
 
 def seconds_behind(engine: Engine) -> float | None:

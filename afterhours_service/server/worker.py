@@ -1,9 +1,11 @@
 """What runs in each worker of the API beside the requests: its heartbeat."""
 
+import atexit
 import contextlib
 import faulthandler
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,11 +24,19 @@ STOP_SECONDS = 7  # for requests in progress after SIGTERM, so that all has ende
 def load(create_app: Callable[[], Flask], folder: Path, master: int) -> Application:
     """Return the application of a new worker, whose heart beats in a file of `folder`. master: a process id."""
     faulthandler.register(signal.SIGUSR1)  # works even when the interpreter does not; tells places in code only
+    atexit.register(_leave)
     app = create_app()
     watch.start(app)
     application = Application(app)
     threading.Thread(target=_beat, args=(application, folder / str(os.getpid()), master), daemon=True).start()
     return application
+
+
+def _leave() -> None:
+    """End at once: where an interpreter that ends would end the threads that are left, granian's abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _beat(application: Application, path: Path, master: int) -> None:

@@ -599,8 +599,10 @@ def _claim_pending() -> Any:
 
 _CLAIM_PENDING: Statement[Any] = Statement(_claim_pending(), _session_and("outbox_id"), before=_PLAN_EACH_TIME)
 
-_MARK_PUBLISHED: Statement[Any] = Statement(
-    delete(ExpiryOutbox).where(ExpiryOutbox.id == any_(cast(bindparam("ids"), ARRAY(BigInteger))))
+_THESE = ExpiryOutbox.id == any_(cast(bindparam("ids"), ARRAY(BigInteger)))
+_MARK_PUBLISHED: Statement[Any] = Statement(delete(ExpiryOutbox).where(_THESE))
+_GIVE_BACK: Statement[Any] = Statement(
+    update(ExpiryOutbox).where(_THESE).values({ExpiryOutbox.publish_at: STATEMENT_NOW})
 )
 
 _PUBLISH_SECONDS: Statement[Any] = Statement(
@@ -775,6 +777,11 @@ def claim_pending(batch: int, lease: timedelta) -> PendingExpiries:
 def mark_published(outbox_ids: list[int]) -> None:
     """Remove published expiries from the outbox."""
     _MARK_PUBLISHED.run(ids=outbox_ids)
+
+
+def give_back(outbox_ids: list[int]) -> None:
+    """End the leases of expiries that could not be published: whoever comes next may try again."""
+    _GIVE_BACK.run(ids=outbox_ids)
 
 
 def publish_seconds() -> set[int]:

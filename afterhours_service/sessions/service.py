@@ -281,7 +281,7 @@ def _publish_in(context: AppContext, pending: PendingExpiries) -> bool:
 
 
 def _publish_pending(pending: PendingExpiries) -> bool:
-    """Publish expiries, then remove them from the outbox; what fails is retried when the lease expires.
+    """Publish expiries, then remove them from the outbox; what Redis refuses is retried once it is back.
 
     Return whether it succeeded.
     """
@@ -289,12 +289,14 @@ def _publish_pending(pending: PendingExpiries) -> bool:
         return True
     pipeline = current_redis().pipeline(transaction=False)
     events.publish(pipeline, *map(_expired, pending.sessions))
-    if not send(pipeline):
-        return False
+    published = send(pipeline)
     try:
+        if not published:
+            queries.give_back(pending.outbox_ids)
+            return False
         queries.mark_published(pending.outbox_ids)
     except SQLAlchemyError as error:
-        logger.warning("published expiries stay in the outbox", error=type(error).__name__)
+        logger.warning("expiries stay in the outbox until their lease expires", error=type(error).__name__)
         return False
     return True
 

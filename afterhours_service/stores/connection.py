@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar, cast
 
 import psycopg2
-from flask.globals import app_ctx
+from flask.globals import app_ctx, current_app
 from psycopg2.errors import (
     DuplicatePreparedStatement,
     FeatureNotSupported,
@@ -112,6 +112,7 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
             # psycopg2 does not always notice that a connection is lost.
             if isinstance(error, _STALE) or is_lost(error) or dialect.is_disconnect(error, driver, None):
                 driver.close()
+                current_app.extensions["after_hours_servers"].doubt()
             if error.pgcode == READ_ONLY:
                 db.engine.dispose()  # the pool's other connections are to the same server
             raise

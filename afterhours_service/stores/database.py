@@ -4,9 +4,10 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg2
 from flask_migrate import Migrate
@@ -85,14 +86,12 @@ def drop_lost_connections(engine: Engine) -> None:
         context.is_disconnect = context.is_disconnect or is_lost(context.original_exception)
 
 
-def replace_closed_connections(engine: Engine) -> None:
+def replace_closed_connections(engine: Engine, servers: "Servers") -> None:
     """Let the pool replace a connection that the server has closed, as pool_pre_ping does, without its round trip.
 
-    The server sends nothing on an idle connection, so one that is readable has been closed. Also replace those to
-    another server than the last connection went to: that was the primary once.
+    The server sends nothing on an idle connection, so one that is readable has been closed. Also replace those to a
+    server that is no longer the primary.
     """
-    servers = Servers()
-    event.listen(engine, "do_connect", servers.connect)
 
     @event.listens_for(engine, "checkout")
     def check(connection: Any, *_: Any) -> None:
@@ -102,15 +101,26 @@ def replace_closed_connections(engine: Engine) -> None:
             raise DisconnectionError
 
 
-class Servers:
-    """How an engine connects, if several hosts are given: to the first that accepts writes, the last one used first.
+def find_primary(engine: Engine) -> "Servers":
+    """Let an engine's connections go to the primary, of several hosts."""
+    servers = Servers()
+    event.listen(engine, "do_connect", servers.connect)
+    return servers
 
-    libpq begins with the host that is named first, and waits for one that does not answer. While a thread waits so, and
-    for a moment after it waited in vain, other threads are refused at once: they would only wait as well.
+
+class Servers:
+    """The hosts of an engine's URL, and which of them is the primary.
+
+    It is one that accepts writes, and of two the one with the later timeline: a primary that stood still while its
+    standby was promoted would accept writes as well. The hosts are tried one by one, the current primary first, as a
+    connection to one that does not answer takes seconds. While a thread waits so, and for a moment after it waited in
+    vain, other threads are refused at once: they would only wait as well.
     """
 
     def __init__(self) -> None:
-        self._current: tuple[str, str] | None = None
+        self._current: Server | None = None
+        self._timeline = 0  # the latest that was seen
+        self._is_sure = False
         self._trying: dict[int, float] = {}  # since when each thread is, by time.monotonic()
         self._silent_until = 0.0  # time.monotonic()
 
@@ -121,29 +131,76 @@ class Servers:
             raise psycopg2.OperationalError("no server answers")
         self._trying[thread] = now
         try:
-            connection = dialect.connect(*arguments, **self._in_order(parameters))
+            servers = _servers(parameters)
+            if len(servers) == 1:
+                return dialect.connect(*arguments, **parameters)
+            return self._primary(lambda server: dialect.connect(*arguments, **parameters | server._asdict()), servers)
         except psycopg2.Error:
             if time.monotonic() - now > PATIENCE_SECONDS:
                 self._silent_until = time.monotonic() + 1
             raise
         finally:
             del self._trying[thread]
-        self._current = _server(connection)
-        return connection
+
+    def doubt(self) -> None:
+        """Note that the primary may have been replaced: the next connection is made after a look at all servers."""
+        self._is_sure = False
 
     def is_current(self, connection: Any) -> bool:
-        """Return whether the connection is to the server that was connected to last."""
-        return _server(connection) == self._current
+        """Return whether the connection is to the primary, as far as is known."""
+        return self._current in {None, Server(connection.info.host, str(connection.info.port))}
 
-    def _in_order(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments for psycopg2, with the current server first."""
-        hosts, ports = (str(parameters.get(name, "")).split(",") for name in ("host", "port"))
-        if len(hosts) == 1 or "hostaddr" in parameters:
-            return parameters
-        ports = [port or "5432" for port in ports] * (len(hosts) if len(ports) == 1 else 1)
-        servers = sorted(zip(hosts, ports, strict=True), key=lambda server: server != self._current)
-        return parameters | {"host": ",".join(h for h, _ in servers), "port": ",".join(p for _, p in servers)}
+    def _primary(self, connect: Callable[["Server"], Any], servers: "list[Server]") -> Any:
+        """Return a connection to the primary. Raises psycopg2.Error."""
+        best: tuple[int, Server, Any] | None = None
+        failure: psycopg2.Error = psycopg2.OperationalError("only a former primary accepts writes")
+        for server in sorted(servers, key=lambda server: server != self._current):
+            try:
+                connection = connect(server)
+                timeline = _timeline(connection)
+            except psycopg2.Error as error:
+                failure = error
+                continue
+            if best and timeline <= best[0]:
+                connection.close()
+                continue
+            if best:
+                best[2].close()
+            best = timeline, server, connection
+            if self._is_sure and timeline >= self._timeline:
+                break
+        if best and best[0] >= self._timeline:
+            self._timeline, self._current, connection = best
+            self._is_sure = True
+            return connection
+        if best:
+            best[2].close()
+        raise failure
 
 
-def _server(connection: Any) -> tuple[str, str]:
-    return connection.info.host, str(connection.info.port)
+class Server(NamedTuple):
+    """A server's host, or the folder of its socket, and its port."""
+
+    host: str
+    port: str
+
+
+def _servers(parameters: dict[str, Any]) -> list[Server]:
+    hosts, ports = (str(parameters.get(name, "")).split(",") for name in ("host", "port"))
+    if "hostaddr" in parameters:  # then libpq goes through them, which knows nothing of timelines
+        return [Server(hosts[0], ports[0])]
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    return [Server(host, port or "5432") for host, port in zip(hosts, ports, strict=True)]
+
+
+def _timeline(connection: Any) -> int:
+    """Return the number of the promotion that made the server a primary; 1 where it does not tell."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)")
+            [(timeline,)] = cursor.fetchall()
+        return int(timeline, 16)
+    except psycopg2.Error:  # a managed service may refuse it
+        return 1
+    finally:
+        connection.rollback()

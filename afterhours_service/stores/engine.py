@@ -11,6 +11,7 @@ from afterhours_service.stores.database import (
     connect_args,
     db,
     drop_lost_connections,
+    find_primary,
     migrate,
     replace_closed_connections,
 )
@@ -42,7 +43,8 @@ def init_app(app: Flask, settings: Settings) -> None:
     db.init_app(app)
     app.teardown_appcontext(only_logged("connection not returned to the pool")(release_connection))
     with app.app_context():
-        replace_closed_connections(db.engine)
+        app.extensions["after_hours_servers"] = find_primary(db.engine)
+        replace_closed_connections(db.engine, app.extensions["after_hours_servers"])
         drop_lost_connections(db.engine)
         metrics.watch_pool(db.engine)
     migrate.init_app(app, db, compare_type=True)

@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -60,7 +61,9 @@ def connect(settings: Settings, timeout_seconds: float) -> Redis:
     options = _options(timeout_seconds, Retry(NoBackoff(), 0))
     if url := SentinelUrl.parse(settings.redis_url):
         sentinel: Any = Sentinel(url.sentinels, **_for_sentinel(url, options))  # type: ignore[no-untyped-call]
-        return cast("Redis", sentinel.master_for(url.service))
+        redis = cast("Redis", sentinel.master_for(url.service))
+        _follow(redis.connection_pool)
+        return redis
     redis = Redis.from_url(settings.redis_url)
     redis.connection_pool.connection_kwargs.update(options)
     return redis
@@ -77,6 +80,23 @@ def subscriber(settings: Settings) -> aioredis.Redis:
         client = aioredis.Redis.from_url(settings.redis_url)
         client.connection_pool.connection_kwargs.update(options)
     return client
+
+
+def _follow(pool: Any) -> None:
+    """Ask the sentinels again and again, so that no idle connection to a former primary is used.
+
+    One that stood still would take what it is told, until the sentinels make it a replica.
+    """
+    reference = weakref.ref(pool)
+
+    def ask() -> None:
+        while known := reference():
+            with suppress(Exception):  # the next connection says what is wrong
+                known.get_master_address()  # drops connections to any other
+            del known
+            time.sleep(RECONNECT_SECONDS)
+
+    threading.Thread(target=ask, name="redis-sentinel", daemon=True).start()
 
 
 def _options(timeout_seconds: float, retry: Retry | AsyncRetry) -> dict[str, Any]:

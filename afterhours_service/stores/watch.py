@@ -1,7 +1,7 @@
 """Notices a database server that is connected and silent, which no timeout of its own would end.
 
 TCP keeps a connection to a process that stands still, and the server that would cancel a statement is the one that is
-silent. So each process asks it something every second. Nor does a server cancel a commit that waits for a standby.
+silent. So each process asks it something every half second. Nor does a server cancel a commit that waits for a standby.
 """
 
 import os
@@ -15,43 +15,43 @@ import psycopg2
 from flask import Flask
 from sqlalchemy import Engine
 
-from afterhours_service.stores.database import db
+from afterhours_service.stores.database import Servers, db
 from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)
 
-ASK_SECONDS = 1.0
+ASK_SECONDS = 0.5
 SILENCE_SECONDS = 4.0  # after which a server is given up
 ANSWER_SECONDS = 8.0  # after which a statement is given up; the server cancels it before, if it can
 LOOK_SECONDS = 0.25
 
 _lock = threading.Lock()
-_waiting: dict[int, tuple[float, int]] = {}  # by thread: since when, by time.monotonic(), and for which socket
+_waiting: dict[int, tuple[float, psycopg2.extensions.connection]] = {}  # by thread; since: by time.monotonic()
 
 
 class Awaiting:
     """Notes, for as long as the block lasts, that this thread waits for a server's answer."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_driver",)
 
     def __init__(self, driver: psycopg2.extensions.connection) -> None:
-        self._socket = driver.fileno()
+        self._driver = driver
 
     def __enter__(self) -> None:
         """Begin to wait."""
-        _waiting[threading.get_ident()] = time.monotonic(), self._socket
+        _waiting[threading.get_ident()] = time.monotonic(), self._driver
 
     def __exit__(self, *_: object) -> None:
-        """End. The lock: a socket that is being shut down must not be closed, and its number used again, meanwhile."""
+        """End. The lock: while a socket is shut down it must not be closed, and its number used again."""
         with _lock:
             _waiting.pop(threading.get_ident(), None)
 
 
 class Watch:
-    """Asks the server something every second. If there is no answer, closes all connections to it."""
+    """Asks the server something, again and again. If there is no answer, closes all connections to it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, servers: Servers) -> None:
+        self._engine, self._servers = engine, servers
         self._asked_at: float | None = None  # time.monotonic(); None: it has answered
 
     def start(self) -> None:
@@ -61,27 +61,35 @@ class Watch:
 
     def ask(self) -> None:
         """Ask. Raises psycopg2.Error, also when the server was given up meanwhile."""
+        self._asked_at = time.monotonic()  # a server that is silent to who connects is as silent
         with closing(self._engine.raw_connection()) as connection:
             driver = cast("psycopg2.extensions.connection", connection.dbapi_connection)
-            driver.autocommit = True
-            with driver.cursor() as cursor, Awaiting(driver):
-                self._asked_at = time.monotonic()
-                cursor.execute("SELECT 1")
-            driver.autocommit = False
+            try:
+                driver.autocommit = True
+                with driver.cursor() as cursor, Awaiting(driver):
+                    cursor.execute("SELECT 1")
+                driver.autocommit = False
+            except psycopg2.Error as error:
+                connection.invalidate(error)
+                raise
 
     def look(self) -> None:
-        """Give up a server that is silent, and statements that take too long: their connections are lost."""
+        """Give up a server that is silent or was replaced, and statements that take too long.
+
+        Who waits for an answer gets the error of a lost connection.
+        """
         now, asked_at = time.monotonic(), self._asked_at
         is_silent = asked_at is not None and now - asked_at >= SILENCE_SECONDS
         with _lock:
-            for thread, (since, number) in [*_waiting.items()]:
-                if is_silent or now - since >= ANSWER_SECONDS:
+            for thread, (since, driver) in [*_waiting.items()]:
+                if is_silent or now - since >= ANSWER_SECONDS or not self._servers.is_current(driver):
                     logger.warning("database silent", seconds=round(now - since, 1))
                     del _waiting[thread]
-                    with suppress(OSError), socket.socket(fileno=os.dup(number)) as end:
+                    with suppress(OSError), socket.socket(fileno=os.dup(driver.fileno())) as end:
                         end.shutdown(socket.SHUT_RDWR)
         if is_silent:
             self._asked_at = None
+            self._servers.doubt()
             self._engine.dispose()
 
     def _ask_on(self) -> None:
@@ -101,4 +109,4 @@ class Watch:
 def start(app: Flask) -> None:
     """Watch the app's database server until the process ends."""
     with app.app_context():
-        Watch(db.engine).start()
+        Watch(db.engine, app.extensions["after_hours_servers"]).start()

@@ -6,6 +6,7 @@ Exits with 1 when a promise was broken.
 import argparse
 import time
 
+from benchmarks.chaos import zones
 from benchmarks.chaos.checker import RECOVERY_SECONDS, Report, check, percentile
 from benchmarks.chaos.faults import FAULTS, Fault
 from benchmarks.chaos.history import History
@@ -17,6 +18,7 @@ from dev.embedded import stop_on_signals
 FOLDER = ROOT / ".state" / "chaos"
 LIMIT_SECONDS = 520.0  # after so long no new fault is begun: all is over within ten minutes
 DRAIN_SECONDS = 75.0
+ZONES_RECOVERY_SECONDS = 15.0  # from the promotion
 HEAD = (
     "| fault | operations | errors seen by clients | violations | expiries | doubled | unheard "
     "| start, p99 ms | expiry published, p99 s | recovery, s |"
@@ -33,17 +35,24 @@ def main() -> int:
     """Run the programme."""
     arguments = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     arguments.add_argument("--quick", action="store_true", help="a tenth of the members, a third of the time")
-    arguments.add_argument("--only", action="append", choices=[fault.name for fault in FAULTS], metavar="FAULT")
+    arguments.add_argument("--zones", action="store_true", help="two zones, and the loss of machines")
+    arguments.add_argument("--only", action="append", metavar="FAULT")
     arguments.add_argument("--members", type=int, default=2000)
     options = arguments.parse_args()
     stop_on_signals()
-    faults = [fault for fault in FAULTS if not options.only or fault.name in options.only]
+    known = zones.FAULTS if options.zones else FAULTS
+    if unknown := {*(options.only or ())} - {fault.name for fault in known}:
+        arguments.error(f"unknown: {', '.join(unknown)}; known: {', '.join(fault.name for fault in known)}")
+    faults = [fault for fault in known if not options.only or fault.name in options.only]
     members, hold, calm = (options.members, 8.0, 8.0) if not options.quick else (options.members // 10, 3.0, 2.0)
     began = time.monotonic()
-    with Stack(FOLDER, members) as stack:
+    kind, recovery = (zones.Zones, ZONES_RECOVERY_SECONDS) if options.zones else (Stack, RECOVERY_SECONDS)
+    with kind(FOLDER, members) as stack:
         history = History(FOLDER / "history.jsonl")
-        programme = Programme(stack, history)
+        programme = Programme(stack, history, recovery)
         programme.run(faults, hold, calm)
+        for stray in getattr(stack, "strays", ()):
+            history.mark("stray", what=stray)
         for row in stack.query(_ROWS):
             history.write("row", **dict(zip(("id", "member", "started", "expires", "ended"), row, strict=True)))
     report = check(history.read())
@@ -60,9 +69,9 @@ def main() -> int:
 class Programme:
     """The faults, one after another, under one load."""
 
-    def __init__(self, stack: Stack, history: History) -> None:
-        self._stack, self._history = stack, history
-        self._load = Load(history, stack.api_port, stack.tokens)
+    def __init__(self, stack: Stack, history: History, recovery_seconds: float) -> None:
+        self._stack, self._history, self._recovery_seconds = stack, history, recovery_seconds
+        self._load = Load(history, stack.api_ports, stack.tokens)
         self._subscriber = Subscriber(stack, history)
         self._phones = Phones(stack, history)
         self._probe = Probe(stack, history, self._subscriber, self._phones)
@@ -104,7 +113,7 @@ class Programme:
     def _recovery(self, healed: float) -> float | None:
         """Wait until all is well for as long as lateness may go unnoticed, and return since when it is."""
         since: float | None = None
-        while time.time() < healed + RECOVERY_SECONDS + GRACE_SECONDS:
+        while time.time() < healed + self._recovery_seconds + GRACE_SECONDS:
             time.sleep(0.1)
             look, now = self._probe.last, time.time()
             answered, failed = self._load.answers_since(max(healed, now - 0.5))

@@ -29,6 +29,7 @@ EVENT_FALSE = "expiry event false"
 MATCHED_TWICE = "in two live matches"
 OUTLIVES = "match outlives a session"
 TOLD_FALSE = "client shows what is not so"
+STRAY = "stored on a demoted server"
 BAD_ANSWER = "wrong answer, 500 or hang"
 
 RECOVERY_SECONDS = 60.0
@@ -166,6 +167,8 @@ class _Checker:
         self._check_events()
         self._check_timers()
         self._check_told()
+        for line in self.lines["stray"]:
+            self._violation(STRAY, line["at"], line["what"])
         for look in self.lines["probe"]:
             for kind, found in ((MATCHED_TWICE, look.get("twice")), (OUTLIVES, look.get("outliving"))):
                 if found:

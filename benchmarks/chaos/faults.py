@@ -14,7 +14,8 @@ from redis import Redis
 from rq.job import Job
 
 from benchmarks.chaos.observers import SCHEDULED
-from benchmarks.chaos.stack import Stack, free_port
+from benchmarks.chaos.stack import Stack
+from dev.pairs import free_port
 
 SKEW_SECONDS = 90.0
 TIMERS_QUEUE = "after-hours-timers"

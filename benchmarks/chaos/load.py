@@ -4,8 +4,10 @@ Each request is recorded with the moment before it was sent and the moment after
 """
 
 import collections
+import contextlib
 import heapq
 import http.client
+import itertools
 import json
 import threading
 import time
@@ -49,8 +51,9 @@ def connect(port: int) -> http.client.HTTPConnection:
 class Load:
     """All members, worked by THREADS threads."""
 
-    def __init__(self, history: History, port: int, tokens: Mapping[str, str], seed: int = 0) -> None:
-        self._history, self._port = history, port
+    def __init__(self, history: History, ports: Sequence[int], tokens: Mapping[str, str], seed: int = 0) -> None:
+        self._history, self._ports = history, ports
+        self._turn = itertools.count()
         now = time.monotonic()
         random = Random(seed)
         members = [Member(now + random.uniform(0, PAUSE_SECONDS[1]), *item) for item in tokens.items()]
@@ -94,8 +97,8 @@ class Load:
         """Send requests at the same time, each on its own connection."""
         sent = []
         for request in requests:
-            connection = connect(self._port)
             invoked = time.time()
+            connection = self._connect()
             try:
                 connection.request(*_http(request, member.token))
             except OSError as error:
@@ -117,6 +120,15 @@ class Load:
                 _learn(member, request, response.status, body)
             finally:
                 connection.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        """Return a connection to the next API that accepts one, as a balancer does; what is sent is sent once."""
+        for _ in self._ports:
+            connection = connect(self._ports[next(self._turn) % len(self._ports)])
+            with contextlib.suppress(OSError):
+                connection.connect()
+                break
+        return connection
 
     def _record(
         self,

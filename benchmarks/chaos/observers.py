@@ -3,15 +3,13 @@
 import asyncio
 import contextlib
 import json
+import random
 import threading
 import time
 from typing import Any, NamedTuple, cast
 
 import psycopg2
-from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 from websockets.exceptions import WebSocketException
 
 from benchmarks import phones
@@ -26,6 +24,7 @@ GRACE_SECONDS = 2.0  # what is so late is late
 WARNING_SECONDS = 2
 PHONES = 200
 RECONNECT_SECONDS = 0.5
+SILENCE_SECONDS = 0.5  # after which Redis is asked whether it is still there
 
 _EXPIRIES = """
     SELECT DISTINCT ceil(extract(epoch FROM expires_at))::bigint, extract(epoch FROM clock_timestamp())::float
@@ -71,21 +70,34 @@ class Subscriber(Observer):
         self.connected_since = 0.0
 
     def _run(self) -> None:
-        client = Redis.from_url(self._stack.redis_url, retry=Retry(NoBackoff(), 0))
+        client = self._stack.redis()
         while not self._stopping.is_set():
             try:
                 with client.pubsub() as subscription:  # type: ignore[no-untyped-call]
                     subscription.subscribe(CHANNEL)
-                    while not self._stopping.is_set():
-                        if message := subscription.get_message(timeout=0.2):
-                            self._hear(message)
+                    while not self._stopping.is_set() and self._listen(subscription):
+                        pass
             except RedisError:
-                if self.connected_since:
-                    self._history.mark("subscriber", connected=False)
-                self.connected_since = 0.0
-                time.sleep(0.005)
+                pass
+            if self.connected_since:
+                self._history.mark("subscriber", connected=False)
+            self.connected_since = 0.0
+            client.connection_pool.disconnect()
+            time.sleep(0.005)
+
+    def _listen(self, subscription: Any) -> bool:
+        """Hear what comes next. Return whether Redis is still there: it answers when it is asked."""
+        message = subscription.get_message(timeout=SILENCE_SECONDS)
+        if message is None:
+            subscription.ping()
+            message = subscription.get_message(timeout=SILENCE_SECONDS)
+        if message:
+            self._hear(message)
+        return message is not None
 
     def _hear(self, message: dict[str, Any]) -> None:
+        if message["type"] == "pong":
+            return
         if message["type"] == "subscribe":
             self.connected_since = self._history.mark("subscriber", connected=True)
             return
@@ -150,7 +162,9 @@ class Phones(Observer):
     async def _stay_connected(self, member: str) -> None:
         while True:
             with contextlib.suppress(OSError, WebSocketException):
-                async for name, payload in phones.events(self._stack.live_port, self._stack.tokens[member]):
+                async for name, payload in phones.events(
+                    random.choice(self._stack.live_ports), self._stack.tokens[member]
+                ):
                     self._hear(member, name, payload)
             self._shown.pop(member, None)
             await asyncio.sleep(RECONNECT_SECONDS)

@@ -6,12 +6,11 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -19,10 +18,13 @@ from typing import Any, Generic, Self, TypeVar
 import jwt
 import psycopg2
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from benchmarks.chaos.load import connect
 from benchmarks.load.cpu import api_workers
-from dev.embedded import guarded, home, postgres, release, valkey
+from dev.embedded import Home, guarded, home, postgres, release, valkey
+from dev.pairs import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 CLOCK = Path(__file__).parent / "clock"
@@ -42,10 +44,12 @@ _MEMBERS = """
 """
 
 
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+def is_ready(port: int) -> bool:
+    """Return whether the API at the port says that it can serve."""
+    with contextlib.suppress(OSError, ValueError), contextlib.closing(connect(port)) as connection:
+        connection.request("GET", "/readyz")
+        return bool(json.loads(connection.getresponse().read())["success"])
+    return False
 
 
 class Server(Generic[T]):
@@ -69,8 +73,8 @@ class Server(Generic[T]):
 class Process:
     """One of the service's processes, with a log of its own."""
 
-    def __init__(self, name: str, command: list[str], folder: Path) -> None:
-        self.name, self._command = name, command
+    def __init__(self, name: str, command: list[str], folder: Path, environment: Mapping[str, str]) -> None:
+        self.name, self._command, self._environment = name, command, environment
         self.log = folder / f"{name}.log"
         self._popen: subprocess.Popen[bytes]
 
@@ -84,11 +88,11 @@ class Process:
         """Whether it has ended."""
         return self._popen.poll() is not None
 
-    def start(self, environment: Mapping[str, str]) -> None:
-        """Start it."""
+    def start(self, root: Path = ROOT) -> None:
+        """Start it, out of the checkout `root`."""
         with self.log.open("ab") as log:
             command = [sys.executable, *self._command]
-            self._popen = guarded(command, signal.SIGTERM, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            self._popen = guarded(command, signal.SIGTERM, cwd=root, env=self._environment, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -111,28 +115,24 @@ class Process:
 class Stack:
     """Everything that runs, and the handles by which it is broken."""
 
+    apis: tuple[str, ...] = ("api",)
+    gateways: tuple[str, ...] = ("live",)
+
     def __init__(self, folder: Path, members: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         self.folder = folder
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise)
         self._everything = ExitStack()
-        place = self._everything.enter_context(home(folder))
-        self.redis_folder = place.path / "valkey"
-        self.postgres = Server(lambda: postgres(place))
-        self._everything.callback(self.postgres.stop)
-        self.valkey = Server(lambda: valkey(place))
-        self._everything.callback(self.valkey.stop)
-        self.database_url = self.postgres.value
-        self._valkey_path, self._redis_name = place.path / "valkey.sock", place.path / "redis.sock"
-        self.name_redis(self._valkey_path)
-        self.redis_url = f"unix://{self._redis_name}?db=0"
-        self._place = place
-        self.postgres_folder = place.path / "pg"
+        self._place = self._everything.enter_context(home(folder))
+        self.database_url, self.redis_url = self.serve(self._place)
+        self.root = ROOT  # of the checkout that processes are started from
+        self.held: set[str] = set()  # processes that are not to be started again
         self._clock = folder / "clock"
         self.shift_clock(0)
         secret = secrets.token_urlsafe(48)
-        self.api_port, self.live_port = free_port(), free_port()
+        self.api_ports = [free_port() for _ in self.apis]
+        self.live_ports = [free_port() for _ in self.gateways]
         self._environment = {
             "PATH": os.environ["PATH"],
             "DATABASE_URL": self.database_url,
@@ -141,22 +141,22 @@ class Stack:
             "LOCATION_SECRET": secrets.token_urlsafe(48),
             "AFTER_HOURS_MINUTE_SECONDS": "1",
             "RATELIMIT_ENABLED": "false",
-            "API_PORT": str(self.api_port),
-            "WEB_CONCURRENCY": "2",
-            "LIVE_PORT": str(self.live_port),
+            "WEB_CONCURRENCY": str(3 - len(self.apis)),
+            "LOG_LEVEL": "INFO",
             "PYTHONPATH": str(CLOCK),
             "CHAOS_CLOCK": str(self._clock),
         }
-        commands = {
-            "api": ["api.py"],
-            "worker-1": ["worker.py"],
-            "worker-2": ["worker.py"],
-            "scheduler-1": ["scheduler.py"],
-            "scheduler-2": ["scheduler.py"],
-            "live": ["live.py"],
+        others: dict[str, dict[str, str]] = {"worker-1": {}, "worker-2": {}, "scheduler-1": {}, "scheduler-2": {}}
+        apis = {
+            name: {"API_PORT": str(port), "LOG_LEVEL": "WARNING"}
+            for name, port in zip(self.apis, self.api_ports, strict=True)
         }
-        self.processes = {name: Process(name, command, folder) for name, command in commands.items()}
-        self._migrate()
+        gateways = {name: {"LIVE_PORT": str(port)} for name, port in zip(self.gateways, self.live_ports, strict=True)}
+        self.processes = {
+            name: Process(name, [f"{name.partition('-')[0]}.py"], folder, self._environment | own)
+            for name, own in (apis | others | gateways).items()
+        }
+        self.migrate()
         self.tokens = {
             member: jwt.encode({"userId": member, "exp": int(time.time()) + TOKEN_SECONDS}, secret)
             for (member,) in self.query(_MEMBERS, count=members)
@@ -164,7 +164,7 @@ class Stack:
 
     def __enter__(self) -> Self:
         for process in self.processes.values():
-            process.start(self._environment_of(process))
+            process.start()
         self._supervisor.start()
         self._everything.callback(self._stop)
         self.wait_until_ready()
@@ -172,6 +172,17 @@ class Stack:
 
     def __exit__(self, *_: object) -> None:
         self._everything.close()
+
+    def serve(self, place: Home) -> tuple[str, str]:
+        """Start PostgreSQL and Valkey until the end; return the service's two URLs."""
+        self.redis_folder, self.postgres_folder = place.path / "valkey", place.path / "pg"
+        self.postgres = Server(lambda: postgres(place))
+        self._everything.callback(self.postgres.stop)
+        self.valkey = Server(lambda: valkey(place))
+        self._everything.callback(self.valkey.stop)
+        self._valkey_path, self._redis_name = place.path / "valkey.sock", place.path / "redis.sock"
+        self.name_redis(self._valkey_path)
+        return self.postgres.value, f"unix://{self._redis_name}?db=0"
 
     def connect(self) -> Any:
         """Return a new connection to the database; it commits by itself."""
@@ -185,11 +196,9 @@ class Stack:
             cursor.execute(statement, parameters or None)
             return list(cursor.fetchall()) if cursor.description else []
 
-    @contextlib.contextmanager
-    def redis(self) -> Iterator[Redis]:
-        """Yield a client of Redis."""
-        with Redis.from_url(self.redis_url, socket_timeout=5) as client:
-            yield client
+    def redis(self) -> Redis:
+        """Return a client of Redis, which does not retry."""
+        return Redis.from_url(self.redis_url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
     def name_redis(self, path: Path | None = None) -> None:
         """Let new connections to Redis go to the server at `path`, by default the first one; open ones stay."""
@@ -229,34 +238,29 @@ class Stack:
         self._clock.write_text(str(seconds))
 
     def wait_until_ready(self) -> None:
-        """Wait until the API says that it can serve. Raises SystemExit after START_SECONDS."""
+        """Wait until each API says that it can serve. Raises SystemExit after START_SECONDS."""
         end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            with contextlib.suppress(OSError, ValueError), contextlib.closing(connect(self.api_port)) as connection:
-                connection.request("GET", "/readyz")
-                if json.loads(connection.getresponse().read())["success"]:
-                    return
+        while not all(map(is_ready, self.api_ports)):
+            if time.monotonic() > end:
+                raise SystemExit(f"the API did not start, see {self.folder}")
             time.sleep(0.1)
-        raise SystemExit(f"the API did not start, see {self.processes['api'].log}")
 
-    def _environment_of(self, process: Process) -> dict[str, str]:
-        return {**self._environment, "LOG_LEVEL": "WARNING" if process.name == "api" else "INFO"}
-
-    def _migrate(self) -> None:
-        with (self.folder / "migrate.log").open("wb") as log:
+    def migrate(self) -> None:
+        """Bring the schema up to date with the checkout that processes are started from."""
+        with (self.folder / "migrate.log").open("ab") as log:
             command = [sys.executable, "-m", "flask", "--app", "afterhours_service", "db", "upgrade"]
-            subprocess.run(command, check=True, cwd=ROOT, env=self._environment, stdout=log, stderr=log)
+            subprocess.run(command, check=True, cwd=self.root, env=self._environment, stdout=log, stderr=log)
 
     def _supervise(self) -> None:
         """Start again, after a moment, what has ended."""
         died: dict[str, float] = {}
         while not self._stopping.wait(0.1):
             for process in self.processes.values():
-                if not process.is_dead:
+                if process.name in self.held or not process.is_dead:
                     died.pop(process.name, None)
                 elif time.monotonic() - died.setdefault(process.name, time.monotonic()) >= RESTART_SECONDS:
                     process.wait()
-                    process.start(self._environment_of(process))
+                    process.start(self.root)
 
     def _stop(self) -> None:
         self._stopping.set()

@@ -4,11 +4,11 @@ import time
 
 import pytest
 from redis import Redis
-from sqlalchemy import create_engine
+from sqlalchemy import NullPool, create_engine
 
 from afterhours_service.config import Settings
 from afterhours_service.jobs.jobs import MAINTENANCE_QUEUE, TIMERS_QUEUE
-from afterhours_service.jobs.scheduler import Periodic, Scheduler, seconds_behind
+from afterhours_service.jobs.scheduler import DatabaseClock, Periodic, Scheduler, seconds_behind
 from afterhours_service.jobs.timers import SCHEDULED, Timer, arm_timer
 
 TIMER = "session-timer-1"
@@ -72,3 +72,11 @@ def test_a_cron_job_comes_once_though_the_clock_is_behind(redis: Redis) -> None:
         scheduler.enqueue_due()
     assert redis.llen(f"rq:queue:{MAINTENANCE_QUEUE}") == 1
     assert redis.zscore(SCHEDULED, "cleanup") == at + 86400
+
+
+def test_no_timer_waits_for_the_database_to_tell_the_time(settings: Settings) -> None:
+    engine = create_engine(settings.database_url, poolclass=NullPool)
+    clock = DatabaseClock(engine)
+    clock.start()
+    assert clock.seconds_behind() is not None
+    assert clock.seconds_behind() is None  # not again before it is read again

@@ -304,7 +304,7 @@ def test_however_much_is_not_ours_our_timers_come_and_it_is_not_looked_at_in_eac
     arm(redis, WHOLE, 2)
     scheduler.tick()
     assert queued(redis, TIMERS_QUEUE) == [WHOLE]
-    scheduler._next_clock = math.inf
+    scheduler._next_whole_look = math.inf
     arm(redis, "session-timer-later", time.time() + 1)
     looks: list[bytes] = []
     enqueue = scheduler._enqueue_if_ours
@@ -318,7 +318,7 @@ def test_however_much_is_not_ours_our_timers_come_and_it_is_not_looked_at_in_eac
         scheduler.tick()
     assert len(looks) == 1
     arm(redis, "session-timer-past", 1)  # among what is passed over: found by the next look at all
-    scheduler._next_clock = 0
+    scheduler._next_whole_look = 0
     scheduler.tick()
     assert queued(redis, TIMERS_QUEUE)[1:] == ["session-timer-later", "session-timer-past"]
     assert len(scheduled(redis)) == 45 + 2

@@ -345,6 +345,7 @@ def test_answers_in_flight_are_delivered_before_the_end(own: Server) -> None:
             own.process.terminate()
             time.sleep(0.3)
         assert own.process.exit_code(STOP_SECONDS + 1) == 0
+        assert "panicked" not in own.process.output()
     for thread in threads:
         thread.join(60)
     assert statuses == [200] * MEMBERS.threads

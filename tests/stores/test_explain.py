@@ -70,6 +70,7 @@ CALLS: dict[Callable[..., Any], tuple[Any, ...]] = {
     sessions.end_due: (1000, timedelta(seconds=10)),
     sessions.claim_pending: (1000, timedelta(seconds=10)),
     sessions.mark_published: ([1],),
+    sessions.give_back: ([1],),
     sessions.publish_seconds: (),
     sessions.warn_due: (1000, timedelta(minutes=2)),
     sessions.expiry_seconds: (),

@@ -16,9 +16,13 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job
 
+from afterhours_service import create_app
+from afterhours_service.config.urls import for_psycopg2
 from afterhours_service.jobs.events import CHANNEL
 from afterhours_service.jobs.scheduler import LEASE
 from afterhours_service.jobs.timers import RECONCILIATION, SCHEDULED
+from afterhours_service.stores.connection import cursor
+from afterhours_service.stores.database import db
 from afterhours_service.stores.redis import connect
 from dev.embedded import Home, home
 from dev.pairs import PostgresPair, ValkeyPair
@@ -114,6 +118,11 @@ def test_the_loss_of_the_database_costs_seconds_and_no_session(
                 assert found
                 assert found["session"]["id"] == answer["session"]["id"]
             assert not old.sessions(members[3])
+        # Nor does a process that has never seen the new primary go to the old one, which still accepts writes.
+        port = hosts.rpartition("=")[2].split(",")[0]
+        with create_app(make_settings(for_psycopg2(hosts), redis_url)).app_context(), cursor() as opened:
+            assert (port, opened.connection.info.port) == ("5433", 5432)
+            db.engine.dispose()
 
 
 def test_the_loss_of_redis_costs_seconds_and_no_timer(
@@ -138,8 +147,7 @@ def test_the_loss_of_redis_costs_seconds_and_no_timer(
         valkey.servers[1].resume()
         eventually(lambda: valkey.failed_over_from(0))
         eventually(lambda: lost <= timers_of(client), 20)  # and not only at the next minute
-        valkey.rejoin(0)
-        eventually(valkey.is_whole)
+        valkey.make_whole()
 
         valkey.servers[1].pause()
         eventually(lambda: valkey.failed_over_from(1))

@@ -43,7 +43,7 @@ def sleeper(app: Flask) -> Iterator[list[BaseException]]:
 
 def test_a_silent_server_is_given_up(app: Flask, sleeper: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with app.app_context():
-        guard, pool = Watch(db.engine), db.engine.pool
+        guard, pool = Watch(db.engine, app.extensions["after_hours_servers"]), db.engine.pool
         guard.ask()
         guard._asked_at = time.monotonic()  # it has not answered yet
         guard.look()
@@ -61,7 +61,7 @@ def test_a_statement_that_takes_too_long_is_given_up_alone(
     app: Flask, sleeper: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with app.app_context():
-        guard, pool = Watch(db.engine), db.engine.pool
+        guard, pool = Watch(db.engine, app.extensions["after_hours_servers"]), db.engine.pool
         guard.look()
         assert not sleeper
         monkeypatch.setattr(watch, "ANSWER_SECONDS", 0)
@@ -70,10 +70,19 @@ def test_a_statement_that_takes_too_long_is_given_up_alone(
         assert db.engine.pool is pool
 
 
+def test_a_statement_that_waits_for_a_former_primary_is_given_up(app: Flask, sleeper: list[Any]) -> None:
+    with app.app_context():
+        servers = app.extensions["after_hours_servers"]
+        servers._current = "another"
+        Watch(db.engine, servers).look()
+        assert eventually(lambda: sleeper)
+        servers._current = None
+
+
 def test_a_server_that_answers_is_not_given_up(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "SILENCE_SECONDS", 0)
     with app.app_context():
-        guard = Watch(db.engine)
+        guard = Watch(db.engine, app.extensions["after_hours_servers"])
         guard.ask()
         guard._asked_at = None  # as its loop does
         guard.look()
