@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos chaos-zones check privacy bench bench-quick openapi schema settings audit lint format lock clean
+.PHONY: help install run test chaos chaos-zones rolling check privacy bench bench-quick openapi schema settings audit lint format lock clean
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -28,6 +28,9 @@ chaos: install ## break every part under load, and count broken promises (ten mi
 
 chaos-zones: install ## lose machines of two zones, PostgreSQL's and Redis' primaries first (seven minutes)
 	$(BIN)/python -m benchmarks.chaos --zones $(if $(ONLY),--only '$(ONLY)')
+
+rolling: install ## upgrade from the release before under load, process by process, and go back (four minutes)
+	$(BIN)/python -m benchmarks.chaos --rolling
 
 check: install lint test ## run everything that CI runs
 

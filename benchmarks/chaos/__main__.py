@@ -6,7 +6,7 @@ Exits with 1 when a promise was broken.
 import argparse
 import time
 
-from benchmarks.chaos import zones
+from benchmarks.chaos import rolling, zones
 from benchmarks.chaos.checker import RECOVERY_SECONDS, Report, check, percentile
 from benchmarks.chaos.faults import FAULTS, Fault
 from benchmarks.chaos.history import History
@@ -18,7 +18,7 @@ from dev.embedded import stop_on_signals
 FOLDER = ROOT / ".state" / "chaos"
 LIMIT_SECONDS = 520.0  # after so long no new fault is begun: all is over within ten minutes
 DRAIN_SECONDS = 75.0
-ZONES_RECOVERY_SECONDS = 15.0  # from the promotion
+QUICK_RECOVERY_SECONDS = 15.0  # where others take over: from then on
 HEAD = (
     "| fault | operations | errors seen by clients | violations | expiries | doubled | unheard "
     "| start, p99 ms | expiry published, p99 s | recovery, s |"
@@ -36,17 +36,22 @@ def main() -> int:
     arguments = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     arguments.add_argument("--quick", action="store_true", help="a tenth of the members, a third of the time")
     arguments.add_argument("--zones", action="store_true", help="two zones, and the loss of machines")
+    arguments.add_argument("--rolling", action="store_true", help="an upgrade from the release before, and back")
     arguments.add_argument("--only", action="append", metavar="FAULT")
     arguments.add_argument("--members", type=int, default=2000)
     options = arguments.parse_args()
     stop_on_signals()
-    known = zones.FAULTS if options.zones else FAULTS
+    kind: type[Stack] = Stack
+    known, recovery = FAULTS, RECOVERY_SECONDS
+    if options.zones:
+        kind, known, recovery = zones.Zones, zones.FAULTS, QUICK_RECOVERY_SECONDS
+    if options.rolling:
+        kind, known, recovery = rolling.Rolling, rolling.FAULTS, QUICK_RECOVERY_SECONDS
     if unknown := {*(options.only or ())} - {fault.name for fault in known}:
         arguments.error(f"unknown: {', '.join(unknown)}; known: {', '.join(fault.name for fault in known)}")
     faults = [fault for fault in known if not options.only or fault.name in options.only]
     members, hold, calm = (options.members, 8.0, 8.0) if not options.quick else (options.members // 10, 3.0, 2.0)
     began = time.monotonic()
-    kind, recovery = (zones.Zones, ZONES_RECOVERY_SECONDS) if options.zones else (Stack, RECOVERY_SECONDS)
     with kind(FOLDER, members) as stack:
         history = History(FOLDER / "history.jsonl")
         programme = Programme(stack, history, recovery)
@@ -63,7 +68,8 @@ def main() -> int:
     print(f"\n{time.monotonic() - began:.0f} s; the history and the logs are in {FOLDER}", flush=True)
     if left_out:
         print(f"{left_out} faults were left out for lack of time")
-    return 1 if report.violations or left_out else 0
+    failed = {code for turn in report.turns.values() for code in turn.errors} - {"DISCONNECTED"}
+    return 1 if report.violations or left_out or (options.rolling and failed) else 0
 
 
 class Programme:

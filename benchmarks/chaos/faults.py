@@ -240,7 +240,7 @@ def together(stack: Stack) -> Iterator[None]:
         pass
 
 
-FAULTS = (
+FAULTS: tuple[Fault, ...] = (
     Fault("none", nothing, lasts=False),
     Fault("workers killed in a batch", workers_killed, lasts=False, may_double=True),
     Fault("active scheduler killed", scheduler_killed, lasts=False),

@@ -123,8 +123,9 @@ class Load:
 
     def _connect(self) -> http.client.HTTPConnection:
         """Return a connection to the next API that accepts one, as a balancer does; what is sent is sent once."""
-        for _ in self._ports:
-            connection = connect(self._ports[next(self._turn) % len(self._ports)])
+        turn = next(self._turn)
+        for number in range(len(self._ports)):
+            connection = connect(self._ports[(turn + number) % len(self._ports)])
             with contextlib.suppress(OSError):
                 connection.connect()
                 break

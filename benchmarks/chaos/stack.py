@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import jwt
 import psycopg2
@@ -23,6 +23,7 @@ from redis.retry import Retry
 
 from benchmarks.chaos.load import connect
 from benchmarks.load.cpu import api_workers
+from benchmarks.load.stack import procfile
 from dev.embedded import Home, guarded, home, postgres, release, valkey
 from dev.pairs import free_port
 
@@ -52,6 +53,14 @@ def is_ready(port: int) -> bool:
     return False
 
 
+def is_open(port: int) -> bool:
+    """Return whether somebody listens on a port of the loopback."""
+    with contextlib.suppress(OSError), contextlib.closing(connect(port)) as connection:
+        connection.connect()
+        return True
+    return False
+
+
 class Server(Generic[T]):
     """A server that can be stopped and started again; `value` is what it yields, such as its URL."""
 
@@ -73,8 +82,8 @@ class Server(Generic[T]):
 class Process:
     """One of the service's processes, with a log of its own."""
 
-    def __init__(self, name: str, command: list[str], folder: Path, environment: Mapping[str, str]) -> None:
-        self.name, self._command, self._environment = name, command, environment
+    def __init__(self, name: str, folder: Path, environment: Mapping[str, str]) -> None:
+        self.name, self.kind, self._environment = name, name.partition("-")[0], environment
         self.log = folder / f"{name}.log"
         self._popen: subprocess.Popen[bytes]
 
@@ -88,11 +97,13 @@ class Process:
         """Whether it has ended."""
         return self._popen.poll() is not None
 
-    def start(self, root: Path = ROOT) -> None:
-        """Start it, out of the checkout `root`."""
+    def start(self, release: "Release") -> None:
+        """Start it."""
+        command: list[str | Path] = [release.python, *release.arguments(self.kind)]
         with self.log.open("ab") as log:
-            command = [sys.executable, *self._command]
-            self._popen = guarded(command, signal.SIGTERM, cwd=root, env=self._environment, stdout=log, stderr=log)
+            self._popen = guarded(
+                command, signal.SIGTERM, cwd=release.root, env=self._environment, stdout=log, stderr=log
+            )
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -112,11 +123,28 @@ class Process:
         release(self._popen)
 
 
+class Release(NamedTuple):
+    """A checkout, a Python that has what it needs, and the commands of its Procfile."""
+
+    root: Path
+    python: Path
+    procfile: Mapping[str, list[str]]
+
+    def arguments(self, kind: str) -> list[str]:
+        """Return what that Python is told to run a process: `api`, `worker`, `scheduler` or `live`."""
+        program, *arguments = self.procfile["web" if kind == "api" else kind]
+        return arguments if program == "python" else ["-m", program, *arguments]
+
+
+HERE = Release(ROOT, Path(sys.executable), procfile(ROOT))
+
+
 class Stack:
     """Everything that runs, and the handles by which it is broken."""
 
     apis: tuple[str, ...] = ("api",)
     gateways: tuple[str, ...] = ("live",)
+    release = HERE
 
     def __init__(self, folder: Path, members: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,7 +154,6 @@ class Stack:
         self._everything = ExitStack()
         self._place = self._everything.enter_context(home(folder))
         self.database_url, self.redis_url = self.serve(self._place)
-        self.root = ROOT  # of the checkout that processes are started from
         self.held: set[str] = set()  # processes that are not to be started again
         self._clock = folder / "clock"
         self.shift_clock(0)
@@ -143,18 +170,20 @@ class Stack:
             "RATELIMIT_ENABLED": "false",
             "WEB_CONCURRENCY": str(3 - len(self.apis)),
             "LOG_LEVEL": "INFO",
-            "PYTHONPATH": str(CLOCK),
-            "CHAOS_CLOCK": str(self._clock),
+            **self.clock_settings(),
         }
         others: dict[str, dict[str, str]] = {"worker-1": {}, "worker-2": {}, "scheduler-1": {}, "scheduler-2": {}}
         apis = {
-            name: {"API_PORT": str(port), "LOG_LEVEL": "WARNING"}
+            name: {
+                "API_PORT": str(port),
+                "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}",  # for releases that it served
+                "LOG_LEVEL": "WARNING",
+            }
             for name, port in zip(self.apis, self.api_ports, strict=True)
         }
         gateways = {name: {"LIVE_PORT": str(port)} for name, port in zip(self.gateways, self.live_ports, strict=True)}
         self.processes = {
-            name: Process(name, [f"{name.partition('-')[0]}.py"], folder, self._environment | own)
-            for name, own in (apis | others | gateways).items()
+            name: Process(name, folder, self._environment | own) for name, own in (apis | others | gateways).items()
         }
         self.migrate()
         self.tokens = {
@@ -164,7 +193,7 @@ class Stack:
 
     def __enter__(self) -> Self:
         for process in self.processes.values():
-            process.start()
+            process.start(self.release)
         self._supervisor.start()
         self._everything.callback(self._stop)
         self.wait_until_ready()
@@ -172,6 +201,10 @@ class Stack:
 
     def __exit__(self, *_: object) -> None:
         self._everything.close()
+
+    def clock_settings(self) -> dict[str, str]:
+        """Return what lets the clock of a process follow `shift_clock`."""
+        return {"PYTHONPATH": str(CLOCK), "CHAOS_CLOCK": str(self._clock)}
 
     def serve(self, place: Home) -> tuple[str, str]:
         """Start PostgreSQL and Valkey until the end; return the service's two URLs."""
@@ -248,8 +281,16 @@ class Stack:
     def migrate(self) -> None:
         """Bring the schema up to date with the checkout that processes are started from."""
         with (self.folder / "migrate.log").open("ab") as log:
-            command = [sys.executable, "-m", "flask", "--app", "afterhours_service", "db", "upgrade"]
-            subprocess.run(command, check=True, cwd=self.root, env=self._environment, stdout=log, stderr=log)
+            command: list[str | Path] = [
+                self.release.python,
+                "-m",
+                "flask",
+                "--app",
+                "afterhours_service",
+                "db",
+                "upgrade",
+            ]
+            subprocess.run(command, check=True, cwd=self.release.root, env=self._environment, stdout=log, stderr=log)
 
     def _supervise(self) -> None:
         """Start again, after a moment, what has ended."""
@@ -260,7 +301,7 @@ class Stack:
                     died.pop(process.name, None)
                 elif time.monotonic() - died.setdefault(process.name, time.monotonic()) >= RESTART_SECONDS:
                     process.wait()
-                    process.start(self.root)
+                    process.start(self.release)
 
     def _stop(self) -> None:
         self._stopping.set()

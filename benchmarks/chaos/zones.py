@@ -169,7 +169,7 @@ def _until(condition: Callable[[], object]) -> None:
 
 _once = partial(Fault, lasts=False, may_double=True)
 
-FAULTS = (
+FAULTS: tuple[Fault, ...] = (
     Fault("none", nothing, lasts=False),
     _once("PostgreSQL primary killed", _lost(database="kill")),
     _once("PostgreSQL primary killed, and one process of each kind", _lost(database="kill", processes="one")),
