@@ -58,28 +58,50 @@ def connect(settings: Settings, timeout_seconds: float) -> Redis:
 
     With a URL of sentinels each new connection goes to the server that they call primary at that moment.
     """
-    options = _options(timeout_seconds, Retry(NoBackoff(), 0))
     if url := SentinelUrl.parse(settings.redis_url):
-        sentinel: Any = Sentinel(url.sentinels, **_for_sentinel(url, options))  # type: ignore[no-untyped-call]
+        sentinel: Any = Sentinel(url.sentinels, **sentinel_arguments(url, timeout_seconds))  # type: ignore[no-untyped-call]
         redis = cast("Redis", sentinel.master_for(url.service))
         _follow(redis.connection_pool)
         return redis
     redis = Redis.from_url(settings.redis_url)
-    redis.connection_pool.connection_kwargs.update(options)
+    redis.connection_pool.connection_kwargs.update(_arguments(timeout_seconds))
     return redis
 
 
 def subscriber(settings: Settings) -> aioredis.Redis:
     """Return a client for an event loop, to listen with; it times out as a worker's does, and does not retry."""
-    options = _options(WORKER_TIMEOUT_SECONDS, AsyncRetry(NoBackoff(), 0))
+    retry = AsyncRetry(NoBackoff(), 0)
     client: aioredis.Redis
     if url := SentinelUrl.parse(settings.redis_url):
-        sentinel: Any = AsyncSentinel(url.sentinels, **_for_sentinel(url, options))  # type: ignore[no-untyped-call]
+        arguments = sentinel_arguments(url, WORKER_TIMEOUT_SECONDS, retry)
+        sentinel: Any = AsyncSentinel(url.sentinels, **arguments)  # type: ignore[no-untyped-call]
         client = sentinel.master_for(url.service)
     else:
         client = aioredis.Redis.from_url(settings.redis_url)
-        client.connection_pool.connection_kwargs.update(options)
+        client.connection_pool.connection_kwargs.update(_arguments(WORKER_TIMEOUT_SECONDS, retry))
     return client
+
+
+def sentinel_arguments(
+    url: SentinelUrl, timeout_seconds: float, retry: Retry | AsyncRetry | None = None
+) -> dict[str, Any]:
+    """Return redis-py's arguments for the servers, and among them those for the sentinels; by default, no retry."""
+    given: dict[str, Any] = parse_url(url.server)  # type: ignore[no-untyped-call]
+    del given["host"]
+    if given.pop("connection_class", None):
+        given["ssl"] = True
+    encryption = {name: value for name, value in given.items() if name.startswith("ssl")}
+    account = {"username": url.username, "password": url.password}
+    ours = _arguments(timeout_seconds, retry)
+    return {**given, **ours, "sentinel_kwargs": {**encryption, **account, **ours}}
+
+
+def _arguments(timeout_seconds: float, retry: Retry | AsyncRetry | None = None) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "retry": retry or Retry(NoBackoff(), 0),
+    }
 
 
 def _follow(pool: Any) -> None:
@@ -97,21 +119,6 @@ def _follow(pool: Any) -> None:
             time.sleep(RECONNECT_SECONDS)
 
     threading.Thread(target=ask, name="redis-sentinel", daemon=True).start()
-
-
-def _options(timeout_seconds: float, retry: Retry | AsyncRetry) -> dict[str, Any]:
-    return {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds, "retry": retry}
-
-
-def _for_sentinel(url: SentinelUrl, options: dict[str, Any]) -> dict[str, Any]:
-    """Return redis-py's arguments for the servers, and among them those for the sentinels."""
-    given: dict[str, Any] = parse_url(url.server)  # type: ignore[no-untyped-call]
-    del given["host"]
-    if given.pop("connection_class", None):
-        given["ssl"] = True
-    encryption = {name: value for name, value in given.items() if name.startswith("ssl")}
-    account = {"username": url.username, "password": url.password}
-    return {**given, **options, "sentinel_kwargs": {**encryption, **account, **options}}
 
 
 def is_away(error: Exception) -> bool:

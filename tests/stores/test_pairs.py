@@ -19,6 +19,7 @@ from rq.job import Job
 from afterhours_service import create_app
 from afterhours_service.config.urls import for_psycopg2
 from afterhours_service.jobs.events import CHANNEL
+from afterhours_service.jobs.jobs import QUEUES
 from afterhours_service.jobs.scheduler import LEASE
 from afterhours_service.jobs.timers import RECONCILIATION, SCHEDULED
 from afterhours_service.stores.connection import cursor
@@ -160,6 +161,8 @@ def test_the_loss_of_redis_costs_seconds_and_no_timer(
             eventually(lambda: expired(events.get_message(ignore_subscribe_messages=True, timeout=1)) == overdue)
         valkey.servers[1].resume()
         assert client.exists(LEASE)
+        plain = run(f"rq worker --burst --config afterhours_service.jobs.rq_settings {' '.join(QUEUES)}")
+        assert plain.exit_code(60) == 0, plain.output()
 
 
 def expired(message: dict[str, Any] | None) -> str | None:
