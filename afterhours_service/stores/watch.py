@@ -52,7 +52,7 @@ class Watch:
 
     def __init__(self, engine: Engine, servers: Servers) -> None:
         self._engine, self._servers = engine, servers
-        self._asked_at: float | None = None  # time.monotonic(); None: it has answered
+        self._looks: int | None = None  # since the server was asked; None: it has answered
 
     def start(self) -> None:
         """Begin, in threads that end with the process."""
@@ -61,7 +61,7 @@ class Watch:
 
     def ask(self) -> None:
         """Ask. Raises psycopg2.Error, also when the server was given up meanwhile."""
-        self._asked_at = time.monotonic()  # a server that is silent to who connects is as silent
+        self._looks = 0  # before connecting: a server that is silent to who connects is as silent
         with closing(self._engine.raw_connection()) as connection:
             driver = cast("psycopg2.extensions.connection", connection.dbapi_connection)
             try:
@@ -76,10 +76,13 @@ class Watch:
     def look(self) -> None:
         """Give up a server that is silent or was replaced, and statements that take too long.
 
-        Who waits for an answer gets the error of a lost connection.
+        Who waits for an answer gets the error of a lost connection. Looks are counted, so that a machine that stands
+        still with this process is not taken for a server that does.
         """
-        now, asked_at = time.monotonic(), self._asked_at
-        is_silent = asked_at is not None and now - asked_at >= SILENCE_SECONDS
+        now, is_silent = time.monotonic(), False
+        if self._looks is not None:
+            self._looks += 1
+            is_silent = self._looks * LOOK_SECONDS >= SILENCE_SECONDS
         with _lock:
             for thread, (since, driver) in [*_waiting.items()]:
                 if is_silent or now - since >= ANSWER_SECONDS or not self._servers.is_current(driver):
@@ -88,7 +91,7 @@ class Watch:
                     with suppress(OSError), socket.socket(fileno=os.dup(driver.fileno())) as end:
                         end.shutdown(socket.SHUT_RDWR)
         if is_silent:
-            self._asked_at = None
+            self._looks = None
             self._servers.doubt()
             self._engine.dispose()
 
@@ -97,7 +100,7 @@ class Watch:
             time.sleep(ASK_SECONDS)
             with suppress(Exception):  # who needs the database says what is wrong with it
                 self.ask()
-            self._asked_at = None
+            self._looks = None
 
     def _look_on(self) -> None:
         while True:

@@ -45,11 +45,10 @@ def test_a_silent_server_is_given_up(app: Flask, sleeper: list[Any], monkeypatch
     with app.app_context():
         guard, pool = Watch(db.engine, app.extensions["after_hours_servers"]), db.engine.pool
         guard.ask()
-        guard._asked_at = time.monotonic()  # it has not answered yet
-        guard.look()
+        for _ in range(int(watch.SILENCE_SECONDS / watch.LOOK_SECONDS) - 1):  # it has not answered yet
+            guard.look()
         assert not sleeper
         assert db.engine.pool is pool
-        guard._asked_at -= watch.SILENCE_SECONDS
         guard.look()
         [error] = eventually(lambda: sleeper)
         assert error.connection_invalidated
@@ -84,7 +83,7 @@ def test_a_server_that_answers_is_not_given_up(app: Flask, monkeypatch: pytest.M
     with app.app_context():
         guard = Watch(db.engine, app.extensions["after_hours_servers"])
         guard.ask()
-        guard._asked_at = None  # as its loop does
+        guard._looks = None  # as its loop does
         guard.look()
         assert ONE.all() == [(1,)]
     assert not watch._waiting
