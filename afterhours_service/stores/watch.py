@@ -88,7 +88,7 @@ class Watch:
                 if is_silent or now - since >= ANSWER_SECONDS or not self._servers.is_current(driver):
                     logger.warning("database silent", seconds=round(now - since, 1))
                     del _waiting[thread]
-                    with suppress(OSError), socket.socket(fileno=os.dup(driver.fileno())) as end:
+                    with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(driver.fileno())) as end:
                         end.shutdown(socket.SHUT_RDWR)
         if is_silent:
             self._looks = None
