@@ -268,16 +268,20 @@ def _end_due() -> tuple[int, bool]:
             pending = queries.end_due(BATCH, LEASE)
             if publishing:
                 published = publishing.result() and published
-            _count_ends("timeout", *pending.sessions)
             total += len(pending.sessions)
             if len(pending.sessions) < BATCH:
-                return total, _publish_pending(pending) and published
+                return total, _publish_ended(pending) and published
             publishing = executor.submit(copy_context().run, _publish_in, current_app.app_context(), pending)
 
 
 def _publish_in(context: AppContext, pending: PendingExpiries) -> bool:
     with context:
-        return _publish_pending(pending)
+        return _publish_ended(pending)
+
+
+def _publish_ended(pending: PendingExpiries) -> bool:
+    _count_ends("timeout", *pending.sessions)
+    return _publish_pending(pending)
 
 
 def _publish_pending(pending: PendingExpiries) -> bool:

@@ -62,15 +62,13 @@ migrate = Migrate(directory=str(MIGRATIONS))
 def connect_args(url: str, *options: str, **defaults: str | int) -> dict[str, str | int]:
     """Return connection arguments: `defaults` for libpq and `options` for the server. What the URL sets prevails.
 
-    Every connection has the isolation level that the statements rely on, whatever the database's default. Only a server
-    that accepts writes is connected to: a standby would return stale data.
+    Every connection has the isolation level that the statements rely on, whatever the database's default.
     """
     given = make_url(url).query
     theirs = given.get("options") or os.environ.get("PGOPTIONS", "")
     settings = [f"-c {option}" for option in options]
     joined = [*settings, *([theirs] if isinstance(theirs, str) else theirs), f"-c {_ISOLATION}"]
-    known = {"target_session_attrs": "read-write", **defaults}
-    return {name: value for name, value in known.items() if name not in given} | {"options": " ".join(joined)}
+    return {name: value for name, value in defaults.items() if name not in given} | {"options": " ".join(joined)}
 
 
 def is_lost(error: BaseException | None) -> bool:
@@ -111,10 +109,14 @@ def find_primary(engine: Engine) -> "Servers":
 class Servers:
     """The hosts of an engine's URL, and which of them is the primary.
 
-    It is one that accepts writes, and of two the one with the later timeline: a primary that stood still while its
-    standby was promoted would accept writes as well. The hosts are tried one by one, the current primary first, as a
-    connection to one that does not answer takes seconds. While a thread waits so, and for a moment after it waited in
-    vain, other threads are refused at once: they would only wait as well.
+    It is one that accepts writes, as a standby would return stale data. The server itself is asked: what libpq makes of
+    `target_session_attrs`, which applies if the URL has it, may date from before a promotion behind PgBouncer. Of two
+    that do, it is the one with the later timeline: a primary that stood still while its standby was promoted would
+    accept writes as well.
+
+    The hosts are tried one by one, the current primary first, as a connection to one that does not answer takes
+    seconds. While a thread waits so, and for a moment after it waited in vain, other threads are refused at once: they
+    would only wait as well.
     """
 
     def __init__(self) -> None:
@@ -130,13 +132,18 @@ class Servers:
         if now < self._silent_until or any(now - since > PATIENCE_SECONDS for since in [*self._trying.values()]):
             raise psycopg2.OperationalError("no server answers")
         self._trying[thread] = now
+        servers, is_reached = _servers(parameters), False
+
+        def connect(server: Server) -> Any:
+            nonlocal is_reached
+            connection = dialect.connect(*arguments, **parameters | (server._asdict() if len(servers) > 1 else {}))
+            is_reached = len(servers) == 1
+            return _accepted(connection, parameters)
+
         try:
-            servers = _servers(parameters)
-            if len(servers) == 1:
-                return dialect.connect(*arguments, **parameters)
-            return self._primary(lambda server: dialect.connect(*arguments, **parameters | server._asdict()), servers)
+            return connect(servers[0]) if len(servers) == 1 else self._primary(connect, servers)
         except psycopg2.Error:
-            if time.monotonic() - now > PATIENCE_SECONDS:
+            if not is_reached and time.monotonic() - now > PATIENCE_SECONDS:
                 self._silent_until = time.monotonic() + 1
             raise
         finally:
@@ -193,14 +200,33 @@ def _servers(parameters: dict[str, Any]) -> list[Server]:
     return [Server(host, port or "5432") for host, port in zip(hosts, ports, strict=True)]
 
 
+def _accepted(connection: Any, parameters: dict[str, Any]) -> Any:
+    """Return a new connection; close it, and raise OperationalError, if its server accepts no writes."""
+    read_only = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"
+    try:
+        if "target_session_attrs" not in parameters and _ask(connection, read_only):
+            raise psycopg2.OperationalError("the server is read-only")
+    except psycopg2.Error:
+        connection.close()
+        raise
+    return connection
+
+
 def _timeline(connection: Any) -> int:
     """Return the number of the promotion that made the server a primary; 1 where it does not tell."""
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)")
-            [(timeline,)] = cursor.fetchall()
-        return int(timeline, 16)
+        return int(_ask(connection, "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"), 16)
     except psycopg2.Error:  # a managed service may refuse it
         return 1
+
+
+def _ask(connection: Any, question: str) -> Any:
+    """Return the only value that a query returns, and leave no transaction."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(question)
+            [(value,)] = cursor.fetchall()
+        return value
     finally:
-        connection.rollback()
+        if not connection.closed:
+            connection.rollback()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import psycopg2
 import pytest
@@ -25,11 +26,11 @@ from afterhours_service.sessions.deadlines import TIMERS
 from afterhours_service.stores.database import db
 from tests.client import API, FINGERPRINT, answer_match, end, erase, extend, look, start, status, upload
 from tests.conftest import make_settings
-from tests.factories import SECRET, Factory, bearer
+from tests.factories import PLACE, SECRET, Factory, bearer
 from tests.matching.pairs import FIRST_LOOK_SECONDS, work
 from tests.pgbouncer import PgBouncer
 from tests.pictures import plain
-from tests.processes import Processes, environ
+from tests.processes import Processes, environ, free_port
 from tests.stopwatch import eventually
 
 SIZES = {"transaction": 3, "session": 20}  # connections to the server, which a client in session mode has to itself
@@ -196,8 +197,7 @@ def test_commands_do_their_work(app: Flask, factory: Factory, bouncer: PgBouncer
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 @in_transaction_mode
-def test_worker_and_scheduler_do_their_work(
-    make_app: Callable[..., Flask],
+def test_the_processes_do_their_work(
     factory: Factory,
     bouncer: PgBouncer,
     redis: Redis,
@@ -214,7 +214,11 @@ def test_worker_and_scheduler_do_their_work(
     factory.execute(f"ALTER DATABASE {bouncer.name} SET after_hours.minute_seconds = 1")
     minute = {"AFTER_HOURS_MINUTE_SECONDS": "1"}
     with Processes(tmp_path, environ(bouncer.url, redis_url, DATABASE_PREPARE="false", **minute)) as run:
-        processes = run("worker"), run("scheduler")
+        port = free_port()
+        web, url = run.web()
+        live = run("live", LIVE_PORT=str(port))
+        processes = web, live, run("worker"), run("scheduler")
+        eventually(lambda: live.answers(f"http://127.0.0.1:{port}/readyz"))
         eventually(
             lambda: Job.exists("after-hours-reconcile", redis) and Job.fetch("after-hours-reconcile", redis).is_finished
         )
@@ -223,15 +227,17 @@ def test_worker_and_scheduler_do_their_work(
         with redis.pipeline() as trip:
             arm_timer(trip, TIMERS.at(1))
             trip.execute()
-        client = make_app(minute_seconds=1).test_client()
+        body = json.dumps({"duration": 15, **PLACE}).encode()
         for member in (one, other):
-            assert start(client, member).status_code == 201
+            headers = {**bearer(member), "Content-Type": "application/json"}
+            with urlopen(Request(f"{url}/start", body, headers), timeout=60) as answer:
+                assert answer.status == 201
         eventually(lambda: hears(over, "session_expired"))
         eventually(lambda: hears(one, "match") and hears(other, "match"))
         for process in processes:
             assert '"level": "error"' not in process.output()
             process.terminate()
-        assert [process.exit_code() for process in processes] == [0, 0]
+        assert [process.exit_code() for process in processes] == [0] * 4
     assert factory.has_ended(over)
     assert left_behind(bouncer) == []
 
@@ -284,3 +290,21 @@ def test_a_server_that_ends_its_connections_costs_who_was_writing_an_answer(
         )
         assert answer.result(60).status_code == 503
     assert start(client, member).status_code == 201
+
+
+@in_transaction_mode
+def test_what_pgbouncer_heard_of_a_server_before_its_promotion_is_not_believed(
+    client: FlaskClient, factory: Factory, bouncer: PgBouncer
+) -> None:
+    member = factory.member()
+    factory.execute(f"ALTER DATABASE {bouncer.name} SET default_transaction_read_only = on")
+    bouncer.stop()
+    bouncer.start()
+    assert status(client, member).status_code == 503
+    factory.execute("SET default_transaction_read_only = off")
+    factory.execute(f"ALTER DATABASE {bouncer.name} RESET default_transaction_read_only")
+    factory.execute(
+        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+    )
+    eventually(lambda: status(client, member).status_code == 200)

@@ -103,6 +103,7 @@ class Dialect:
 def test_while_one_thread_waits_for_a_connection_others_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("afterhours_service.stores.database.PATIENCE_SECONDS", 0.0)
     servers, waiting, end = Servers(), threading.Event(), threading.Event()
+    given = {"target_session_attrs": "any"}  # so that the server is not asked
 
     def never() -> None:
         waiting.set()
@@ -111,18 +112,18 @@ def test_while_one_thread_waits_for_a_connection_others_are_refused_at_once(monk
 
     def connect() -> None:
         with suppress(psycopg2.Error):
-            servers.connect(Dialect(never), None, (), {})
+            servers.connect(Dialect(never), None, (), given)
 
     first = threading.Thread(target=connect)
     first.start()
     waiting.wait()
     second = Dialect(lambda: pytest.fail("tried as well"))
     with pytest.raises(psycopg2.OperationalError, match="no server answers"):
-        servers.connect(second, None, (), {})
+        servers.connect(second, None, (), given)
     end.set()
     first.join()
     with pytest.raises(psycopg2.OperationalError, match="no server answers"):  # nor a moment later
-        servers.connect(second, None, (), {})
+        servers.connect(second, None, (), given)
     servers._silent_until = time.monotonic()
     found = type("Connection", (), {"info": type("Info", (), {"host": "b", "port": 5432})})
-    assert servers.connect(Dialect(lambda: found), None, (), {}) is found
+    assert servers.connect(Dialect(lambda: found), None, (), given) is found
