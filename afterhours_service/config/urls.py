@@ -28,21 +28,24 @@ class SentinelUrl(NamedTuple):
     @classmethod
     def parse(cls, value: str) -> Self | None:
         """Return the parts of such a URL; None for any other. Raises ValueError when a port is not a number."""
-        url = urlsplit(value)
-        if url.scheme not in SENTINEL_SCHEMES:
+        scheme, _, rest = value.partition("://")
+        if scheme not in SENTINEL_SCHEMES:
             return None
-        user, at, hosts = url.netloc.rpartition("@")
+        # By hand: some versions of urlsplit refuse an IPv6 address among several hosts.
+        rest, _, query = rest.partition("?")
+        network, _, path = rest.partition("/")
+        user, at, hosts = network.rpartition("@")
         addresses = [urlsplit(f"//{host}") for host in hosts.split(",")]
-        service, _, database = url.path.strip("/").partition("/")
-        given = dict(parse_qsl(url.query, keep_blank_values=True))
+        service, _, database = path.strip("/").partition("/")
+        given = dict(parse_qsl(query, keep_blank_values=True))
         username, password = (given.pop(f"sentinel_{name}", None) for name in ("username", "password"))
-        query = f"?{urlencode(given)}" if given else ""
+        others = f"?{urlencode(given)}" if given else ""
         return cls(
             [(each.hostname or "", SENTINEL_PORT if each.port is None else each.port) for each in addresses],
             unquote(service),
             username,
             password,
-            f"{SENTINEL_SCHEMES[url.scheme]}://{user}{at}primary/{database}{query}",
+            f"{SENTINEL_SCHEMES[scheme]}://{user}{at}primary/{database}{others}",
         )
 
 

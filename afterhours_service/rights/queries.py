@@ -23,6 +23,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    text,
     update,
 )
 
@@ -261,7 +262,9 @@ def export(member_id: str) -> Iterator[tuple[str, Iterator[Sequence[RowMapping]]
     it needs the app's context for the first table only. Raises DBAPIError and TimeoutError.
     """
     with db.engine.connect() as connection:
-        connection.execution_options(isolation_level="REPEATABLE READ", stream_results=True)
+        # Not as an option of SQLAlchemy's, which the connection would keep traces of.
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        connection.execution_options(stream_results=True)
         for name, statement in _EXPORTS.items():
             yield name, connection.execute(statement, {"member_id": member_id}).mappings().partitions(_PAGE)
 

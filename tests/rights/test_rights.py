@@ -21,7 +21,7 @@ from afterhours_service.config import Settings
 from afterhours_service.rights import service as members
 from afterhours_service.sessions import service
 from afterhours_service.stores.database import Base, db
-from tests.client import API, end, erase, start, upload
+from tests.client import API, end, erase, start, status, upload
 from tests.conftest import make_settings
 from tests.factories import Factory, bearer, many_sessions, scheduled, token
 from tests.host import NODE
@@ -365,6 +365,22 @@ def test_an_export_is_of_one_moment(app: Flask, client: FlaskClient, factory: Fa
         assert erase(client, member).status_code == 200
         data = json.loads(first + "".join(pieces))
     assert [len(data[name]) for name in ("sessions", "declines", "devices")] == [2, 1, 1]
+
+
+def test_an_export_leaves_its_connection_as_it_was(
+    wire: Wire, make_app: Callable[..., Flask], factory: Factory
+) -> None:
+    client, member = make_app(database_url=wire.url).test_client(), factory.member()
+
+    def trips_of_a_status() -> int:
+        before = len(wire.queries)
+        assert status(client, member).status_code == 200
+        return len(wire.queries) - before
+
+    status(client, member)  # prepares what it asks
+    trips = trips_of_a_status()
+    assert client.get("/api/after-hours/me/export", headers=bearer(member)).get_data()
+    assert trips_of_a_status() == trips
 
 
 def test_an_export_that_fails_midway_does_not_look_like_a_whole_one(client: FlaskClient, factory: Factory) -> None:

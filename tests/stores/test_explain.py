@@ -225,7 +225,7 @@ def explainable(queries: list[str]) -> Iterator[str]:
     """Yield what explains the queries; one that is prepared, by the plan that is good for any values."""
     opening = r'^\s*((BEGIN|SAVEPOINT \w+|SET LOCAL [^;]*);\s*)+|^DECLARE "\w+" CURSOR WITHOUT HOLD FOR|;\s*COMMIT\s*$'
     statements = {re.sub(opening, "", query).strip() for query in queries}
-    for query in {each for each in statements if not re.match("BEGIN|COMMIT|ROLLBACK|FETCH|CLOSE", each)}:
+    for query in {each for each in statements if not re.match("BEGIN|COMMIT|ROLLBACK|FETCH|CLOSE|SET", each)}:
         if query.startswith("PREPARE "):
             yield f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {query.partition(' AS ')[2]}"
         elif not query.startswith("EXECUTE "):
