@@ -78,7 +78,7 @@ class Cut(NamedTuple):
 
 
 def main(size: int = MEMBERS) -> None:
-    """Measure, and print."""
+    """Measure, and print. size: how many members are live, at most 100,000."""
     stop_on_signals()
     with (
         tempfile.TemporaryDirectory(prefix="after-hours-") as folder,

@@ -109,10 +109,8 @@ def find_primary(engine: Engine) -> "Servers":
 class Servers:
     """The hosts of an engine's URL, and which of them is the primary.
 
-    It is one that accepts writes, as a standby would return stale data. The server itself is asked: what libpq makes of
-    `target_session_attrs`, which applies if the URL has it, may date from before a promotion behind PgBouncer. Of two
-    that do, it is the one with the later timeline: a primary that stood still while its standby was promoted would
-    accept writes as well.
+    It is one that accepts writes, as a standby would return stale data; of two that do, it is the one with the later
+    timeline: a primary that stood still while its standby was promoted would accept writes as well.
 
     The hosts are tried one by one, the current primary first, as a connection to one that does not answer takes
     seconds. While a thread waits so, and for a moment after it waited in vain, other threads are refused at once: they
@@ -132,18 +130,13 @@ class Servers:
         if now < self._silent_until or any(now - since > PATIENCE_SECONDS for since in [*self._trying.values()]):
             raise psycopg2.OperationalError("no server answers")
         self._trying[thread] = now
-        servers, is_reached = _servers(parameters), False
-
-        def connect(server: Server) -> Any:
-            nonlocal is_reached
-            connection = dialect.connect(*arguments, **parameters | (server._asdict() if len(servers) > 1 else {}))
-            is_reached = len(servers) == 1
-            return _accepted(connection, parameters)
-
+        servers = _servers(parameters)
         try:
-            return connect(servers[0]) if len(servers) == 1 else self._primary(connect, servers)
+            if len(servers) == 1:
+                return _connect(dialect, arguments, parameters)
+            return self._primary(lambda it: _connect(dialect, arguments, parameters | it._asdict()), servers)
         except psycopg2.Error:
-            if not is_reached and time.monotonic() - now > PATIENCE_SECONDS:
+            if time.monotonic() - now > PATIENCE_SECONDS:
                 self._silent_until = time.monotonic() + 1
             raise
         finally:
@@ -200,16 +193,21 @@ def _servers(parameters: dict[str, Any]) -> list[Server]:
     return [Server(host, port or "5432") for host, port in zip(hosts, ports, strict=True)]
 
 
-def _accepted(connection: Any, parameters: dict[str, Any]) -> Any:
-    """Return a new connection; close it, and raise OperationalError, if its server accepts no writes."""
-    read_only = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"
+def _connect(dialect: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
+    """Connect to a server that accepts writes, unless the URL wants another. Raises psycopg2.Error."""
+    if "target_session_attrs" in parameters:
+        return dialect.connect(*arguments, **parameters)
     try:
-        if "target_session_attrs" not in parameters and _ask(connection, read_only):
-            raise psycopg2.OperationalError("the server is read-only")
-    except psycopg2.Error:
-        connection.close()
-        raise
-    return connection
+        return dialect.connect(*arguments, **parameters, target_session_attrs="read-write")
+    except psycopg2.OperationalError as error:
+        if "read-only" not in str(error):
+            raise
+        # PgBouncer repeats what it heard of its server before that was promoted. So ask the server.
+        connection = dialect.connect(*arguments, **parameters)
+        if _ask(connection, "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"):
+            connection.close()
+            raise
+        return connection
 
 
 def _timeline(connection: Any) -> int:
