@@ -65,8 +65,8 @@ def is_postgresql_url(value: str) -> None:
         raise ValidationError("Not a PostgreSQL URL (postgresql://…).") from error
     if url.drivername != "postgresql+psycopg2":
         raise ValidationError("Not a PostgreSQL URL (postgresql://…).")
-    if not _is_host(url.host or "localhost") or re.search("[@/]", url.database or ""):
-        raise ValidationError(f"The host or the database is malformed: {PERCENT}.")
+    if re.search("[@/]", url.database or ""):
+        raise ValidationError(f"The database is malformed: {PERCENT}.")
     if "0" in (str(url.port), *str(url.query.get("port", "")).split(",")):
         raise ValidationError("Port 0 cannot be used.")
     try:

@@ -20,7 +20,5 @@ if _sentinels:
         "INSTANCES": _sentinels.sentinels,
         "MASTER_NAME": _sentinels.service,
         "SENTINEL_KWARGS": _servers.pop("sentinel_kwargs"),
-        "USERNAME": _servers.get("username"),
-        "PASSWORD": _servers.get("password"),
         "CONNECTION_KWARGS": _servers,
     }

@@ -20,8 +20,9 @@ from afterhours_service.config import Settings
 from afterhours_service.jobs import process
 from afterhours_service.jobs.jobs import FAILURE_SECONDS, JOB_TIMEOUT_SECONDS, MAINTENANCE_QUEUE, QUEUES
 from afterhours_service.jobs.timers import CHUNK, SCHEDULED, is_timer
-from afterhours_service.stores.database import connect_args, find_primary
+from afterhours_service.stores.database import connect_args
 from afterhours_service.stores.redis import RECONNECT_SECONDS, WORKER_TIMEOUT_SECONDS, connect
+from afterhours_service.stores.servers import find_primary
 from afterhours_service.telemetry import metrics
 from afterhours_service.telemetry.log import get_logger
 
@@ -64,7 +65,7 @@ class Scheduler:
     The loop survives an outage of Redis and entries that cannot be read. Of several schedulers the one that holds the
     lease is active. Its time is the database's, by which sessions end.
 
-    seconds_behind: returns how far this clock is behind the database's, or None if unknown.
+    seconds_behind: returns how far this clock is behind the database's, or None if nothing new is known.
     """
 
     def __init__(
@@ -296,8 +297,8 @@ def run_scheduler(app: Flask, periodic: tuple[Periodic, ...]) -> None:
     connection = connect(settings, WORKER_TIMEOUT_SECONDS)
     clock = DatabaseClock(engine)
     scheduler = Scheduler(connection, periodic, clock.seconds_behind)
-    clock.start()
     process.begin(settings, connection, scheduler.stop)
+    clock.start()
     scheduler.run()
 
 

@@ -1,4 +1,4 @@
-"""What runs in each worker of the API beside the requests: its heartbeat."""
+"""What runs in each worker of the API beside the requests: its heartbeat, and the watch on the database."""
 
 import atexit
 import contextlib

@@ -295,14 +295,11 @@ def _publish_pending(pending: PendingExpiries) -> bool:
     events.publish(pipeline, *map(_expired, pending.sessions))
     published = send(pipeline)
     try:
-        if not published:
-            queries.give_back(pending.outbox_ids)
-            return False
-        queries.mark_published(pending.outbox_ids)
+        (queries.mark_published if published else queries.give_back)(pending.outbox_ids)
     except SQLAlchemyError as error:
         logger.warning("expiries stay in the outbox until their lease expires", error=type(error).__name__)
         return False
-    return True
+    return published
 
 
 def _warn_due() -> int:

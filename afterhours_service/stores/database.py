@@ -2,20 +2,18 @@
 
 import os
 import select
-import threading
-import time
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import psycopg2
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Engine, MetaData, event, make_url
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase
+
+from afterhours_service.stores.servers import Servers
 
 
 class Base(DeclarativeBase):
@@ -39,10 +37,6 @@ READ_ONLY = "25006"  # SQLSTATE of a write to a server that takes none
 # After these a connection is unusable: connection exceptions, a server that shuts down or starts, a session that it
 # ended for idling in a transaction. (57014 is not among them: it means a statement timeout.)
 _LOST = ("08", "57P", "25P03", "25P04", READ_ONLY)
-
-
-# How long a connection may take to be made until other threads no longer try the same, in seconds.
-PATIENCE_SECONDS = 2.0
 
 
 def _find_migrations() -> Path:
@@ -84,7 +78,7 @@ def drop_lost_connections(engine: Engine) -> None:
         context.is_disconnect = context.is_disconnect or is_lost(context.original_exception)
 
 
-def replace_closed_connections(engine: Engine, servers: "Servers") -> None:
+def replace_closed_connections(engine: Engine, servers: Servers) -> None:
     """Let the pool replace a connection that the server has closed, as pool_pre_ping does, without its round trip.
 
     The server sends nothing on an idle connection, so one that is readable has been closed. Also replace those to a
@@ -97,134 +91,3 @@ def replace_closed_connections(engine: Engine, servers: "Servers") -> None:
         idle.register(connection, select.POLLIN)
         if connection.closed or idle.poll(0) or not servers.is_current(connection):
             raise DisconnectionError
-
-
-def find_primary(engine: Engine) -> "Servers":
-    """Let an engine's connections go to the primary, of several hosts."""
-    servers = Servers()
-    event.listen(engine, "do_connect", servers.connect)
-    return servers
-
-
-class Servers:
-    """The hosts of an engine's URL, and which of them is the primary.
-
-    It is one that accepts writes, as a standby would return stale data; of two that do, it is the one with the later
-    timeline: a primary that stood still while its standby was promoted would accept writes as well.
-
-    The hosts are tried one by one, the current primary first, as a connection to one that does not answer takes
-    seconds. While a thread waits so, and for a moment after it waited in vain, other threads are refused at once: they
-    would only wait as well.
-    """
-
-    def __init__(self) -> None:
-        self._current: Server | None = None
-        self._timeline = 0  # the latest that was seen
-        self._is_sure = False
-        self._trying: dict[int, float] = {}  # since when each thread is, by time.monotonic()
-        self._silent_until = 0.0  # time.monotonic()
-
-    def connect(self, dialect: Any, _record: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
-        """Connect, as a listener of `do_connect`. Raises psycopg2.Error."""
-        now, thread = time.monotonic(), threading.get_ident()
-        if now < self._silent_until or any(now - since > PATIENCE_SECONDS for since in [*self._trying.values()]):
-            raise psycopg2.OperationalError("no server answers")
-        self._trying[thread] = now
-        servers = _servers(parameters)
-        try:
-            if len(servers) == 1:
-                return _connect(dialect, arguments, parameters)
-            return self._primary(lambda it: _connect(dialect, arguments, parameters | it._asdict()), servers)
-        except psycopg2.Error:
-            if time.monotonic() - now > PATIENCE_SECONDS:
-                self._silent_until = time.monotonic() + 1
-            raise
-        finally:
-            del self._trying[thread]
-
-    def doubt(self) -> None:
-        """Note that the primary may have been replaced: the next connection is made after a look at all servers."""
-        self._is_sure = False
-
-    def is_current(self, connection: Any) -> bool:
-        """Return whether the connection is to the primary, as far as is known."""
-        return self._current in {None, Server(connection.info.host, str(connection.info.port))}
-
-    def _primary(self, connect: Callable[["Server"], Any], servers: "list[Server]") -> Any:
-        """Return a connection to the primary. Raises psycopg2.Error."""
-        best: tuple[int, Server, Any] | None = None
-        failure: psycopg2.Error = psycopg2.OperationalError("only a former primary accepts writes")
-        for server in sorted(servers, key=lambda server: server != self._current):
-            try:
-                connection = connect(server)
-                timeline = _timeline(connection)
-            except psycopg2.Error as error:
-                failure = error
-                continue
-            if best and timeline <= best[0]:
-                connection.close()
-                continue
-            if best:
-                best[2].close()
-            best = timeline, server, connection
-            if self._is_sure and timeline >= self._timeline:
-                break
-        if best and best[0] >= self._timeline:
-            self._timeline, self._current, connection = best
-            self._is_sure = True
-            return connection
-        if best:
-            best[2].close()
-        raise failure
-
-
-class Server(NamedTuple):
-    """A server's host, or the folder of its socket, and its port."""
-
-    host: str
-    port: str
-
-
-def _servers(parameters: dict[str, Any]) -> list[Server]:
-    hosts, ports = (str(parameters.get(name, "")).split(",") for name in ("host", "port"))
-    if "hostaddr" in parameters:  # then libpq goes through them, which knows nothing of timelines
-        return [Server(hosts[0], ports[0])]
-    ports = ports * len(hosts) if len(ports) == 1 else ports
-    return [Server(host, port or "5432") for host, port in zip(hosts, ports, strict=True)]
-
-
-def _connect(dialect: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
-    """Connect to a server that accepts writes, unless the URL wants another. Raises psycopg2.Error."""
-    if "target_session_attrs" in parameters:
-        return dialect.connect(*arguments, **parameters)
-    try:
-        return dialect.connect(*arguments, **parameters, target_session_attrs="read-write")
-    except psycopg2.OperationalError as error:
-        if "read-only" not in str(error):
-            raise
-        # PgBouncer repeats what it heard of its server before that was promoted. So ask the server.
-        connection = dialect.connect(*arguments, **parameters)
-        if _ask(connection, "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"):
-            connection.close()
-            raise
-        return connection
-
-
-def _timeline(connection: Any) -> int:
-    """Return the number of the promotion that made the server a primary; 1 where it does not tell."""
-    try:
-        return int(_ask(connection, "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"), 16)
-    except psycopg2.Error:  # a managed service may refuse it
-        return 1
-
-
-def _ask(connection: Any, question: str) -> Any:
-    """Return the only value that a query returns, and leave no transaction."""
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(question)
-            [(value,)] = cursor.fetchall()
-        return value
-    finally:
-        if not connection.closed:
-            connection.rollback()

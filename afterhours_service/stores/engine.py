@@ -11,11 +11,11 @@ from afterhours_service.stores.database import (
     connect_args,
     db,
     drop_lost_connections,
-    find_primary,
     migrate,
     replace_closed_connections,
 )
 from afterhours_service.stores.redis import only_logged
+from afterhours_service.stores.servers import find_primary
 from afterhours_service.telemetry import metrics
 
 

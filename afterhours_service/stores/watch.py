@@ -15,7 +15,8 @@ import psycopg2
 from flask import Flask
 from sqlalchemy import Engine
 
-from afterhours_service.stores.database import Servers, db
+from afterhours_service.stores.database import db
+from afterhours_service.stores.servers import Servers
 from afterhours_service.telemetry.log import get_logger
 
 logger = get_logger(__name__)

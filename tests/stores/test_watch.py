@@ -13,7 +13,8 @@ from sqlalchemy import literal_column, select
 from sqlalchemy.exc import DBAPIError
 
 from afterhours_service.stores import watch
-from afterhours_service.stores.database import Servers, db
+from afterhours_service.stores.database import db
+from afterhours_service.stores.servers import Servers
 from afterhours_service.stores.statements import Statement
 from afterhours_service.stores.watch import Watch
 from tests.stopwatch import eventually
@@ -101,7 +102,7 @@ class Dialect:
 
 
 def test_while_one_thread_waits_for_a_connection_others_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("afterhours_service.stores.database.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("afterhours_service.stores.servers.PATIENCE_SECONDS", 0.0)
     servers, waiting, end = Servers(), threading.Event(), threading.Event()
     given = {"target_session_attrs": "any"}  # so that the server is not asked
 
