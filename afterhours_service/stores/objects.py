@@ -27,7 +27,7 @@ from afterhours_service.config import Settings
 PAGE = 1000
 """The maximum number of objects in one page of a listing."""
 
-_PUT_ATTEMPTS = 100  # each is over in microseconds, and so is the removal that it met
+_PUT_ATTEMPTS = 100  # each fails only where another object of its folder was deleted at that moment
 """Attempts to store a file, as another process may remove the empty folder just before."""
 
 
@@ -142,7 +142,10 @@ class FolderStorage:
         for key in keys:
             path = self._path(key)
             with _unavailable_on(OSError):
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink()
+                except FileNotFoundError:  # deleted already, and a new file may be about to come into its folder
+                    continue
             if path.parent != self._root:
                 with suppress(OSError):  # not empty, or gone
                     path.parent.rmdir()

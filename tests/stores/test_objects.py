@@ -300,7 +300,8 @@ def test_a_put_outlives_an_erasure(folder: FolderStorage, tmp_path: Path, monkey
     assert (tmp_path / "objects" / KEY).read_bytes() == b"x"
 
 
-def test_puts_and_deletions_in_one_folder_do_not_disturb_each_other(folder: FolderStorage) -> None:
+@pytest.mark.parametrize("putting", [1, 4])
+def test_puts_and_deletions_in_one_folder_do_not_disturb_each_other(folder: FolderStorage, putting: int) -> None:
     done = threading.Event()
 
     def delete() -> None:
