@@ -97,8 +97,10 @@ WORLD = """
 """
 
 STARTERS = """
-    INSERT INTO users (id, provider, after_hours_consent)
-        SELECT 'starter-' || n, 'bench', true FROM generate_series(0, %(starts)s) AS n ON CONFLICT DO NOTHING;
+    INSERT INTO users (id, provider, id_verified, after_hours_consent)
+        SELECT 'starter-' || n, 'bench', true, true FROM generate_series(0, %(starts)s) AS n ON CONFLICT DO NOTHING;
+    INSERT INTO user_subscriptions (user_id, is_active)
+        SELECT id, true FROM users WHERE provider = 'bench' AND id LIKE 'starter-%%';
     INSERT INTO after_hours_profiles (user_id) SELECT id FROM users WHERE provider = 'bench' AND id LIKE 'starter-%%'
         ON CONFLICT DO NOTHING;
 """
@@ -197,12 +199,12 @@ def _ask(member: str, wish: str, ask: Callable[[queries.Asker], int], log: TextI
     if wish:
         _execute(CHANGE.format(wish), id=member)
     log.seek(0, os.SEEK_END)
-    cpu, started = _cpu(), time.perf_counter()
+    cpu, started = backend_cpu(), time.perf_counter()
     me = queries.asker(member)
     assert me
     answer = ask(me)
     clock = (time.perf_counter() - started) * 1000
-    cpu = _cpu() - cpu
+    cpu = backend_cpu() - cpu
     sql = sum(map(float, re.findall(r"duration: ([\d.]+) ms", log.read())))
     if wish:
         _execute(CHANGE.format(AS_IT_WAS), id=member)
@@ -276,13 +278,13 @@ def _keep(indexed: bool, triggered: bool) -> None:
 
 def start(member: str) -> tuple[float, float]:
     place = Point(52.52 + random.gauss(0, 0.05), 13.405 + random.gauss(0, 0.08))
-    cpu, started = _cpu() + time.process_time() * 1000, time.perf_counter()
+    cpu, started = backend_cpu() + time.process_time() * 1000, time.perf_counter()
     sessions.start(member, 60, place, None)
     milliseconds = (time.perf_counter() - started) * 1000
-    return milliseconds, _cpu() + time.process_time() * 1000 - cpu
+    return milliseconds, backend_cpu() + time.process_time() * 1000 - cpu
 
 
-def _cpu() -> float:
+def backend_cpu() -> float:
     """Return the processor time, in ms, that our process of the server's has had; 0 where it cannot be seen.
 
     On a machine that others use as well it says more than the clock.

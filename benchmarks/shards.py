@@ -36,7 +36,7 @@ from afterhours_service.sessions.queries import census
 from afterhours_service.sessions.service import start
 from afterhours_service.stores.connection import cursor, release_connection
 from afterhours_service.stores.database import db
-from benchmarks.discovery import LEAD, SECRET, _cpu, fill
+from benchmarks.discovery import LEAD, SECRET, backend_cpu, fill
 from dev.embedded import home, postgres, stop_on_signals, valkey
 
 MEMBERS, PAGE, ASKERS = 20_000, 20, 400  # ASKERS: whose lists are compared
@@ -158,9 +158,9 @@ def _start(member: str, place: Point) -> Callable[[], object]:
 
 
 def _taken(work: Callable[[], object]) -> tuple[float, float]:
-    server, ours = _cpu(), time.process_time()
+    server, ours = backend_cpu(), time.process_time()
     work()
-    return (time.process_time() - ours) * 1000, _cpu() - server
+    return (time.process_time() - ours) * 1000, backend_cpu() - server
 
 
 def _matched(app: Flask) -> tuple[float, int]:

@@ -36,18 +36,24 @@ FAST_POSTGRES = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_
 _GUARD = 'exec 3<&0 </dev/null; ((read _ <&3 || kill -"$0" $$) &); exec 3<&-; exec "$@"'
 
 
-def guarded(command: Sequence[str | Path], stop: signal.Signals, **options: Any) -> subprocess.Popen[bytes]:
+def guarded(command: Sequence[Any], stop: signal.Signals, **options: Any) -> subprocess.Popen[bytes]:
     """Start a command that gets the signal `stop` when this process ends, however it ends; `release` it when it ended.
 
     In a session of its own: Ctrl-C must reach our process only, which then stops the others in order.
     """
-    shell = ["/bin/sh", "-c", _GUARD, stop.name.removeprefix("SIG"), *command]
+    shell: list[Any] = ["/bin/sh", "-c", _GUARD, stop.name.removeprefix("SIG"), *command]
     return subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True, **options)
 
 
 def release(process: subprocess.Popen[bytes]) -> None:
     """Let the guard of a command that ended go."""
     process.communicate(b"\n")
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def children(pid: int) -> list[int]:
@@ -92,8 +98,7 @@ class Home:
         self.log = (self.state / "services.log").open("ab")
         self._nobody = pwd.getpwnam("nobody")
         self.path.mkdir(mode=0o700, exist_ok=True)
-        if self.is_root:
-            os.chown(self.path, self._nobody.pw_uid, self._nobody.pw_gid)
+        self.give(self.path)
 
     def close(self) -> None:
         """Give the folder back."""
@@ -111,6 +116,11 @@ class Home:
         if self.is_root:
             options |= {"user": self._nobody.pw_uid, "group": self._nobody.pw_gid, "extra_groups": []}
         return options
+
+    def give(self, path: Path) -> None:
+        """Let a file or a folder be the servers'."""
+        if self.is_root:
+            os.chown(path, self._nobody.pw_uid, self._nobody.pw_gid)
 
     def run(self, *command: str | Path) -> None:
         """Run a command to its end. Raises CalledProcessError."""
@@ -150,6 +160,13 @@ def home(state: Path) -> Iterator[Home]:
         taken.close()
 
 
+def initdb(place: Home, data: str | Path, *options: str) -> None:
+    """Make the folder of a PostgreSQL whose superuser is `postgres`."""
+    locale = ("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+    binaries, _ = place.binaries()
+    place.run(binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", *locale, *options)
+
+
 @contextlib.contextmanager
 def postgres(
     place: Home, database: str = "app", options: Sequence[str] = (), initdb_options: Sequence[str] = ()
@@ -159,21 +176,11 @@ def postgres(
     data = place.path / "pg"
     if not data.exists():  # aside, then renamed: a killed initdb leaves nothing half-made
         shutil.rmtree(f"{data}.new", ignore_errors=True)
-        locale = ("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-        place.run(binaries / "initdb", "-D", f"{data}.new", "-U", "postgres", "-A", "trust", *locale, *initdb_options)
+        initdb(place, f"{data}.new", *initdb_options)
         Path(f"{data}.new").rename(data)
     with contextlib.suppress(subprocess.CalledProcessError):  # the orphan of a killed run
         place.run(binaries / "pg_ctl", "-D", data, "-m", "fast", "stop")
-    command: list[str | Path] = [
-        binaries / "postgres",
-        "-D",
-        data,
-        "-k",
-        place.path,
-        "-c",
-        "listen_addresses=",
-        *options,
-    ]
+    command = [binaries / "postgres", "-D", data, "-k", place.path, "-c", "listen_addresses=", *options]
     with running(place, command, signal.SIGINT) as process:
         ready: list[str | Path] = [binaries / "pg_isready", "-q", "-h", place.path, "-U", "postgres"]
         wait_until(process, lambda: subprocess.call(ready, stdin=subprocess.DEVNULL, **place.options()) == 0, place)
@@ -191,9 +198,8 @@ def valkey(place: Home, options: Sequence[str] = PERSISTENT, name: str = "valkey
         time.sleep(0.1)
     folder = place.path / name
     folder.mkdir(exist_ok=True)
-    if place.is_root:
-        shutil.chown(folder, "nobody")
-    command: list[str | Path] = [
+    place.give(folder)
+    command = [
         binary,
         "--port",
         "0",
@@ -220,13 +226,14 @@ def services(state: Path) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def running(place: Home, command: Sequence[str | Path], stop: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
+def running(place: Home, command: Sequence[Any], stop: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server; the signal `stop` ends it, also if it is paused."""
     process = guarded(command, stop, **place.options())
     try:
         yield process
     finally:
-        send(process.pid, signal.SIGCONT)  # a paused server would never stop
+        if process.poll() is None:  # or its number may be another's by now
+            send(process.pid, signal.SIGCONT)  # a paused server would never stop
         process.send_signal(stop)
         process.wait(30)
         release(process)

@@ -6,9 +6,7 @@ replica by themselves.
 
 import contextlib
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,7 +22,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from dev.embedded import Home, running, send, wait_until
+from dev.embedded import Home, free_port, initdb, running, send, wait_until
 
 SERVICE = "after-hours"  # what the sentinels call the servers
 DOWN_MILLISECONDS = 2000  # of silence, after which the sentinels give a server up
@@ -33,7 +31,7 @@ DOWN_MILLISECONDS = 2000  # of silence, after which the sentinels give a server 
 class Server:
     """One server's process: killed, paused, started again."""
 
-    def __init__(self, place: Home, command: Sequence[str | Path], stop: signal.Signals) -> None:
+    def __init__(self, place: Home, command: Sequence[Any], stop: signal.Signals) -> None:
         self._place, self._command, self._stop = place, command, stop
         self._running = ExitStack()
         self._process: subprocess.Popen[bytes]
@@ -70,24 +68,22 @@ class Server:
 
 
 class PostgresPair:
-    """Two servers of one database. A commit on the primary waits for the standby, unless `synchronous` is false."""
+    """Two servers of one database, `app`. A commit on the primary waits for the standby."""
 
-    def __init__(self, place: Home, *, synchronous: bool = True, database: str = "app") -> None:
+    def __init__(self, place: Home) -> None:
         """Make both, and start them."""
-        self._place, self._synchronous = place, synchronous
+        self._place = place
         self._binaries = place.binaries()[0]
         self._ports = 5432, 5433  # of the sockets in the place's folder
         self.primary = 0
         parts = {"host": f"{place.path},{place.path}", "port": ",".join(map(str, self._ports))}
-        self.url = f"postgresql://postgres@/{database}?{urlencode(parts, safe='/,')}"
+        self.url = f"postgresql://postgres@/app?{urlencode(parts, safe='/,')}"
         self._folders = [place.path / name for name in ("pg-a", "pg-b")]
         self.servers = [self._server(number) for number in (0, 1)]
-        locale = ("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-        initdb = (self._binaries / "initdb", "-D", self._folders[0], "-U", "postgres", "-A", "trust", *locale)
         kept = ("-c", "wal_log_hints=on", "-c", "wal_keep_size=512MB")  # for pg_rewind
-        place.run(*initdb, *kept, "-c", "listen_addresses=")
+        initdb(place, self._folders[0], *kept, "-c", "listen_addresses=")
         self._start(0)
-        self._tool("createdb", 0, database)
+        self._tool("createdb", 0, "app")
         self.follow(1)
 
     def url_of(self, number: int) -> str:
@@ -114,9 +110,8 @@ class PostgresPair:
         (folder / "standby.signal").touch()
         self._start(number)
         self.servers[number].wait_until(lambda: self.follows(number))
-        if self._synchronous:
-            self._sql(primary, "ALTER SYSTEM SET synchronous_standby_names = 'standby'")
-            self._sql(primary, "SELECT pg_reload_conf()")
+        self._sql(primary, "ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        self._sql(primary, "SELECT pg_reload_conf()")
 
     def stop(self) -> None:
         """Stop both, the standby last: the primary waits for it."""
@@ -136,15 +131,7 @@ class PostgresPair:
 
     def _server(self, number: int) -> Server:
         port = f"port={self._ports[number]}"
-        command: list[str | Path] = [
-            self._binaries / "postgres",
-            "-D",
-            self._folders[number],
-            "-k",
-            self._place.path,
-            "-c",
-            port,
-        ]
+        command = [self._binaries / "postgres", "-D", self._folders[number], "-k", self._place.path, "-c", port]
         return Server(self._place, command, signal.SIGINT)
 
     def _start(self, number: int) -> None:
@@ -235,17 +222,8 @@ class ValkeyPair:
             server.stop()
 
     def _server(self, number: int) -> Server:
-        folder = self._folder(number)
-        options: list[str | Path] = [
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            str(self._ports[number]),
-            "--dir",
-            folder,
-            "--save",
-            "",
-        ]
+        folder, port = self._folder(number), str(self._ports[number])
+        options = ["--bind", "127.0.0.1", "--port", port, "--dir", folder, "--save", ""]
         account = ["--requirepass", self._password, "--masterauth", self._password]
         # A primary that lost its replica goes on, but what it is told in that time may be lost: docs/zones.md.
         return Server(self._place, [self._binary, *options, *account, "--appendonly", "yes"], signal.SIGTERM)
@@ -267,15 +245,13 @@ class ValkeyPair:
                 ]
             )
         )
-        if self._place.is_root:
-            shutil.chown(config, "nobody")
+        self._place.give(config)
         return Server(self._place, [self._binary, config, "--sentinel"], signal.SIGTERM)
 
     def _folder(self, number: int) -> Path:
         folder = self._place.path / f"valkey-{number}"
         folder.mkdir()
-        if self._place.is_root:
-            shutil.chown(folder, "nobody")
+        self._place.give(folder)
         return folder
 
     def _follow(self, number: int, primary: int) -> None:
@@ -288,17 +264,17 @@ class ValkeyPair:
         self.servers[number].wait_until(is_connected)
 
     def _knows_all(self, number: int) -> bool:
-        with contextlib.suppress(RedisError), self._client(number) as client:
-            found = client.sentinel_masters()[SERVICE]
-            return bool(found["num-slaves"] == 1 and found["num-other-sentinels"] == 2)
-        return False
+        with self._client(number) as client:
+            return knows_all(client)
 
     def _client(self, number: int) -> Any:
         password = self._password if number < 2 else self._password[::-1]
         return Redis(port=self._ports[number], password=password, socket_timeout=2, retry=Retry(NoBackoff(), 0))
 
 
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+def knows_all(sentinel: Any) -> bool:
+    """Return whether a sentinel, by its client, knows the replica and the two others."""
+    with contextlib.suppress(RedisError):
+        found = sentinel.sentinel_masters()[SERVICE]
+        return bool(found["num-slaves"] == 1 and found["num-other-sentinels"] == 2)
+    return False

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Self
 from urllib.request import urlopen
 
 from benchmarks.load.cpu import api_workers
+from dev.embedded import free_port
 from tests.conftest import ROOT
 from tests.factories import SECRET
 from tests.stopwatch import Stopwatch, eventually
@@ -42,14 +42,6 @@ def image_files() -> list[str]:
     """Return what the image is built from, by the names that these files and folders have in the repository."""
     words = re.findall(r"^COPY (?!--)(.*) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
     return " ".join(words).split()
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Process:

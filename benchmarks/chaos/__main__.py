@@ -56,7 +56,7 @@ def main() -> int:
         history = History(FOLDER / "history.jsonl")
         programme = Programme(stack, history, recovery)
         programme.run(faults, hold, calm)
-        for stray in getattr(stack, "strays", ()):
+        for stray in stack.strays:
             history.mark("stray", what=stray)
         for row in stack.query(_ROWS):
             history.write("row", **dict(zip(("id", "member", "started", "expires", "ended"), row, strict=True)))

@@ -15,7 +15,7 @@ from rq.job import Job
 
 from benchmarks.chaos.observers import SCHEDULED
 from benchmarks.chaos.stack import Stack
-from dev.pairs import free_port
+from dev.embedded import free_port
 
 SKEW_SECONDS = 90.0
 TIMERS_QUEUE = "after-hours-timers"

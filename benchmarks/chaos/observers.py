@@ -72,13 +72,10 @@ class Subscriber(Observer):
     def _run(self) -> None:
         client = self._stack.redis()
         while not self._stopping.is_set():
-            try:
-                with client.pubsub() as subscription:  # type: ignore[no-untyped-call]
-                    subscription.subscribe(CHANNEL)
-                    while not self._stopping.is_set() and self._listen(subscription):
-                        pass
-            except RedisError:
-                pass
+            with contextlib.suppress(RedisError), client.pubsub() as subscription:  # type: ignore[no-untyped-call]
+                subscription.subscribe(CHANNEL)
+                while not self._stopping.is_set() and self._listen(subscription):
+                    pass
             if self.connected_since:
                 self._history.mark("subscriber", connected=False)
             self.connected_since = 0.0

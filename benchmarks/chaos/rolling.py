@@ -6,12 +6,13 @@ import time
 import venv
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.faults import Fault, nothing
 from benchmarks.chaos.stack import HERE, ROOT, START_SECONDS, Release, Stack, is_open, is_ready
-from benchmarks.load.stack import procfile
+from benchmarks.load.stack import procfile, wait_for
 
 # The last one that gunicorn served, and whose schema has no memory of places: both changes in one step.
 BEFORE = "8a5042a"
@@ -40,14 +41,8 @@ class Rolling(Stack):
             process.terminate()
             process.wait()
             process.start(self.release)
-            ports = {
-                **dict(zip(self.apis, self.api_ports, strict=True)),
-                **dict(zip(self.gateways, self.live_ports, strict=True)),
-            }
-            ready = {"api": is_ready, "live": is_open}.get(kind)
-            end = time.monotonic() + START_SECONDS
-            while ready and not ready(ports[process.name]) and time.monotonic() < end:
-                time.sleep(0.1)
+            if is_up := {"api": is_ready, "live": is_open}.get(kind):
+                wait_for(partial(is_up, self.ports[process.name]), START_SECONDS)
             self.held.discard(process.name)
             time.sleep(SETTLE_SECONDS)
 
@@ -65,16 +60,7 @@ def check_out(revision: str) -> Release:
             raise SystemExit(f"{revision} cannot be read")
     if not (environment / "complete").exists():
         venv.create(environment, with_pip=True, clear=True)
-        install: list[str | Path] = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--require-hashes",
-            "-r",
-            root / "requirements.txt",
-        ]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", f"{root}/requirements.txt"]
         subprocess.run(install, check=True, env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]})
         (environment / "complete").touch()
     return Release(root, python, procfile(root))

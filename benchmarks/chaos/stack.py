@@ -23,9 +23,8 @@ from redis.retry import Retry
 
 from benchmarks.chaos.load import connect
 from benchmarks.load.cpu import api_workers
-from benchmarks.load.stack import procfile
-from dev.embedded import Home, guarded, home, postgres, release, valkey
-from dev.pairs import free_port
+from benchmarks.load.stack import procfile, wait_for
+from dev.embedded import Home, free_port, guarded, home, postgres, release, valkey
 
 ROOT = Path(__file__).parent.parent.parent
 CLOCK = Path(__file__).parent / "clock"
@@ -99,7 +98,7 @@ class Process:
 
     def start(self, release: "Release") -> None:
         """Start it."""
-        command: list[str | Path] = [release.python, *release.arguments(self.kind)]
+        command = [release.python, *release.arguments(self.kind)]
         with self.log.open("ab") as log:
             self._popen = guarded(
                 command, signal.SIGTERM, cwd=release.root, env=self._environment, stdout=log, stderr=log
@@ -155,11 +154,13 @@ class Stack:
         self._place = self._everything.enter_context(home(folder))
         self.database_url, self.redis_url = self.serve(self._place)
         self.held: set[str] = set()  # processes that are not to be started again
+        self.strays: list[str] = []  # what a server that is no longer primary was told nevertheless
         self._clock = folder / "clock"
         self.shift_clock(0)
         secret = secrets.token_urlsafe(48)
-        self.api_ports = [free_port() for _ in self.apis]
-        self.live_ports = [free_port() for _ in self.gateways]
+        self.ports = {name: free_port() for name in (*self.apis, *self.gateways)}
+        self.api_ports = [self.ports[name] for name in self.apis]
+        self.live_ports = [self.ports[name] for name in self.gateways]
         self._environment = {
             "PATH": os.environ["PATH"],
             "DATABASE_URL": self.database_url,
@@ -175,13 +176,13 @@ class Stack:
         others: dict[str, dict[str, str]] = {"worker-1": {}, "worker-2": {}, "scheduler-1": {}, "scheduler-2": {}}
         apis = {
             name: {
-                "API_PORT": str(port),
-                "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}",  # for releases that it served
+                "API_PORT": str(self.ports[name]),
+                "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{self.ports[name]}",  # for releases that it served
                 "LOG_LEVEL": "WARNING",
             }
-            for name, port in zip(self.apis, self.api_ports, strict=True)
+            for name in self.apis
         }
-        gateways = {name: {"LIVE_PORT": str(port)} for name, port in zip(self.gateways, self.live_ports, strict=True)}
+        gateways = {name: {"LIVE_PORT": str(self.ports[name])} for name in self.gateways}
         self.processes = {
             name: Process(name, folder, self._environment | own) for name, own in (apis | others | gateways).items()
         }
@@ -272,24 +273,15 @@ class Stack:
 
     def wait_until_ready(self) -> None:
         """Wait until each API says that it can serve. Raises SystemExit after START_SECONDS."""
-        end = time.monotonic() + START_SECONDS
-        while not all(map(is_ready, self.api_ports)):
-            if time.monotonic() > end:
-                raise SystemExit(f"the API did not start, see {self.folder}")
-            time.sleep(0.1)
+        try:
+            wait_for(lambda: all(map(is_ready, self.api_ports)), START_SECONDS)
+        except TimeoutError as error:
+            raise SystemExit(f"the API did not start, see {self.folder}") from error
 
     def migrate(self) -> None:
         """Bring the schema up to date with the checkout that processes are started from."""
         with (self.folder / "migrate.log").open("ab") as log:
-            command: list[str | Path] = [
-                self.release.python,
-                "-m",
-                "flask",
-                "--app",
-                "afterhours_service",
-                "db",
-                "upgrade",
-            ]
+            command = [str(self.release.python), "-m", "flask", "--app", "afterhours_service", "db", "upgrade"]
             subprocess.run(command, check=True, cwd=self.release.root, env=self._environment, stdout=log, stderr=log)
 
     def _supervise(self) -> None:

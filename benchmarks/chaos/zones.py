@@ -17,12 +17,13 @@ from redis import Redis
 
 from benchmarks.chaos.faults import Fault, nothing
 from benchmarks.chaos.stack import Stack
+from benchmarks.load.stack import wait_for
 from dev.embedded import Home
 from dev.pairs import PostgresPair, ValkeyPair
 
 NOTICED_SECONDS = 2.0
 FROZEN_SECONDS = 8.0  # after which what stood still goes on; another is primary by then
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 30.0  # until the sentinels have promoted
 
 _SESSIONS = "SELECT id::text FROM after_hours_sessions"
 _CONNECTIONS = """
@@ -39,7 +40,6 @@ class Zones(Stack):
 
     def __init__(self, folder: Path, members: int) -> None:
         self._thaws: list[threading.Timer] = []
-        self.strays: list[str] = []  # what a server that is no longer primary was told nevertheless
         super().__init__(folder, members)
 
     def serve(self, place: Home) -> tuple[str, str]:
@@ -120,7 +120,7 @@ def _lose(stack: Any, *, database: str = "", cache: str = "", processes: str = "
         time.sleep(NOTICED_SECONDS)
         stack.database.promote()
     if cache:
-        _until(lambda: stack.cache.failed_over_from(first))
+        wait_for(lambda: stack.cache.failed_over_from(first), PATIENCE_SECONDS)
 
 
 def _lost(**what: str) -> Callable[[Any], Any]:
@@ -157,14 +157,6 @@ def whole_again(stack: Any) -> Iterator[None]:
     """Start all that is lost again."""
     stack.make_whole()
     yield
-
-
-def _until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError("the sentinels promote nobody")
-        time.sleep(0.02)
 
 
 _once = partial(Fault, lasts=False, may_double=True)

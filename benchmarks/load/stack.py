@@ -6,7 +6,6 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import psycopg2
 from redis import Redis
 
 from benchmarks.load.cpu import CpuMeter
-from dev.embedded import Home, guarded, home, postgres, release, valkey
+from dev.embedded import Home, free_port, guarded, home, postgres, release, valkey
 
 ROOT = Path(__file__).parent.parent.parent
 SECRET = secrets.token_urlsafe(48)
@@ -206,11 +205,3 @@ def is_ready(url: str) -> bool:
             return True
     except (URLError, OSError):
         return False
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from afterhours_service.stores.redis import connect
-from dev.embedded import Home, home
-from dev.pairs import free_port
+from dev.embedded import Home, free_port, home
+from dev.pairs import knows_all
 from tests.conftest import ROOT, make_settings
 from tests.deploy.test_deploy import OURS, THEIRS
 from tests.stopwatch import eventually
@@ -103,7 +104,9 @@ def test_the_users_of_the_scripts_are_enough_to_replicate_to_fail_over_and_to_se
 
         eventually(writes)
         assert client.get("after-hours:test") == first.encode()
-        eventually(lambda: all(knows_all(port) for port in sentinels))
+        for port in sentinels:
+            with Redis(port=int(port), password=REPLICATION) as sentinel:
+                eventually(partial(knows_all, sentinel))
         primary.stop()
         eventually(lambda: writes() and client.get("after-hours:test") == second.encode())
         client.close()
@@ -117,13 +120,6 @@ def port_of(client: Redis) -> str:
     connection = client.connection_pool.get_connection()
     client.connection_pool.release(connection)
     return str(connection.port)
-
-
-def knows_all(port: str) -> bool:
-    with contextlib.suppress(RedisError), Redis(port=int(port), password=REPLICATION) as client:
-        found = client.sentinel_masters()["after-hours"]
-        return bool(found["num-slaves"] == 1 and found["num-other-sentinels"] == 2)
-    return False
 
 
 def test_the_compose_files_fit_each_other() -> None:

@@ -15,11 +15,11 @@ from flask import Flask
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from dev.demo import portrait
+from dev.embedded import free_port
 from dev.page import make_page
 from dev.processes import Processes
 from dev.run import is_taken
 from tests.conftest import ROOT
-from tests.processes import free_port
 from tests.stopwatch import eventually
 
 PATIENCE_MS = 60_000

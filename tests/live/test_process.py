@@ -15,11 +15,12 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from dev.embedded import free_port
 from tests.client import end, start
 from tests.conftest import ROOT
 from tests.factories import SECRET, Factory, token
 from tests.live.phone import RawPhone, hello
-from tests.processes import Processes, environ, free_port
+from tests.processes import Processes, environ
 from tests.stopwatch import eventually
 
 CLIENTS = dict(re.findall(r"```(python|js)\n(.*?)```", (ROOT / "docs/live.md").read_text(), re.DOTALL))

@@ -27,10 +27,11 @@ from afterhours_service.sessions import jobs
 from afterhours_service.stores.connection import cursor, release_connection
 from afterhours_service.stores.redis import is_redis_away
 from afterhours_service.telemetry import metrics
+from dev.embedded import free_port
 from tests.client import API, SESSION, end, extend, start
 from tests.factories import PLACE, SECRET, Factory, bearer
 from tests.outages import OwnValkey
-from tests.processes import Processes, environ, free_port
+from tests.processes import Processes, environ
 from tests.stopwatch import eventually
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

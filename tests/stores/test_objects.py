@@ -25,7 +25,7 @@ from afterhours_service.stores.objects import (
     StorageUnavailable,
     StoredObject,
 )
-from tests.processes import free_port
+from dev.embedded import free_port
 from tests.stopwatch import Stopwatch, eventually
 
 KEY = "after-hours-photos/member-1/0b5e.jpg"
@@ -316,8 +316,8 @@ def test_puts_and_deletions_in_one_folder_do_not_disturb_each_other(folder: Fold
     deleting = threading.Thread(target=delete)
     deleting.start()
     try:
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(put, range(4)))
+        with ThreadPoolExecutor(putting) as pool:
+            list(pool.map(put, range(putting)))
     finally:
         done.set()
         deleting.join()

@@ -24,13 +24,14 @@ from afterhours_service.config import Settings
 from afterhours_service.jobs.timers import arm_timer
 from afterhours_service.sessions.deadlines import TIMERS
 from afterhours_service.stores.database import db
+from dev.embedded import free_port
 from tests.client import API, FINGERPRINT, answer_match, end, erase, extend, look, start, status, upload
 from tests.conftest import make_settings
 from tests.factories import PLACE, SECRET, Factory, bearer
 from tests.matching.pairs import FIRST_LOOK_SECONDS, work
 from tests.pgbouncer import PgBouncer
 from tests.pictures import plain
-from tests.processes import Processes, environ, free_port
+from tests.processes import Processes, environ
 from tests.stopwatch import eventually
 
 SIZES = {"transaction": 3, "session": 20}  # connections to the server, which a client in session mode has to itself

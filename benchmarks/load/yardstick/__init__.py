@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.load.stack import Stack, free_port, is_ready, stop, wait_for
-from dev.embedded import guarded
+from benchmarks.load.stack import Stack, is_ready, stop, wait_for
+from dev.embedded import free_port, guarded
 
 _NODE = Path(__file__).parent / "node"
 _START_SECONDS = 30
