@@ -248,29 +248,23 @@ def _measure_starts(starts: int) -> None:
     The ways take turns of a second or less: the machine's pace changes within a minute.
     """
     _execute(STARTERS, starts=TURN)
-    ways = {  # is the index kept, is the trigger
-        "with index and trigger": (True, True),
-        "with the trigger alone": (False, True),
-        "with neither": (False, False),
-    }
+    ways = {"with the index": True, "without": False}
     times: dict[str, list[tuple[float, float]]] = {what: [] for what in ways}
     for _ in range(starts // TURN):
-        for what, (indexed, triggered) in random.sample(list(ways.items()), len(ways)):
-            _keep(indexed, triggered)
+        for what, indexed in random.sample(list(ways.items()), len(ways)):
+            _keep(indexed)
             times[what].extend(start(f"starter-{number}") for number in range(TURN))
             _execute("DELETE FROM after_hours_sessions WHERE user_id LIKE 'starter-%'")
-    _keep(indexed=True, triggered=True)
+    _keep(indexed=True)
     for what, pairs in times.items():
         clock, cpu = zip(*pairs, strict=True)
         print(f"a start {what:34}  p50 {statistics.median(clock):6.2f}  processor p50 {statistics.median(cpu):6.2f} ms")
 
 
-def _keep(indexed: bool, triggered: bool) -> None:
-    """Let starts keep the index up, and their keys, or not; their rows go with the turn, so the index misses none."""
-    able = "ENABLE" if triggered else "DISABLE"
+def _keep(indexed: bool) -> None:
+    """Let starts keep the index up, or not; their rows go with the turn, so the index misses none."""
     _execute(
         "UPDATE pg_index SET indisready = %(indexed)s WHERE indexrelid = CAST(%(index)s AS regclass)",
-        f"ALTER TABLE after_hours_sessions {able} TRIGGER after_hours_set_key",
         indexed=indexed,
         index=INDEX,
     )
