@@ -5,10 +5,11 @@ from typing import Any
 
 from afterhours_service.preferences import queries, rules
 from afterhours_service.preferences.queries import SETTABLE, Preferences
-from afterhours_service.stores.connection import transaction
+from afterhours_service.stores.connection import retried, transaction
 from afterhours_service.web import errors, gate
 
 
+@retried
 def create(member_id: str, given: Mapping[str, Any]) -> Preferences:
     """Create the member's preferences, with defaults for what is not given.
 
@@ -34,6 +35,7 @@ def get(member_id: str) -> Preferences:
     return preferences
 
 
+@retried
 def update(member_id: str, changes: Mapping[str, Any]) -> Preferences:
     """Change what is given, and keep the rest.
 

@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.imaging import InvalidImage, process
-from afterhours_service.stores.connection import release_connection, transaction
+from afterhours_service.profiles.queries import Profile, Replaced
+from afterhours_service.stores.connection import release_connection, retried, transaction
 from afterhours_service.stores.objects import StorageUnavailable, StoredObject, current_storage
 from afterhours_service.stores.redis import only_logged
 from afterhours_service.telemetry.log import get_logger
@@ -52,13 +53,7 @@ def upload(member_id: str, data: bytes) -> str:
     try:
         storage.put(key, made.image, JPEG)
         storage.put(thumbnail_key(key), made.thumbnail, JPEG)
-        with transaction():
-            gate.hold(member_id)
-            now = queries.get(member_id)
-            # The member may have erased everything since, and made a new profile.
-            if now is None or now.created_at != profile.created_at:
-                raise errors.ProfileNotFound
-            replaced = queries.set_photo(member_id, key, made.phash)
+        replaced = _replace(profile, key, made.phash)
     except Exception as error:
         _remove(key)
         if isinstance(error, StorageUnavailable):
@@ -68,6 +63,17 @@ def upload(member_id: str, data: bytes) -> str:
     if replaced and replaced.photo_key:
         _remove(replaced.photo_key)
     return key
+
+
+@retried
+def _replace(profile: Profile, key: str, phash: str) -> Replaced | None:
+    with transaction():
+        gate.hold(profile.user_id)
+        now = queries.get(profile.user_id)
+        # The member may have erased everything since, and made a new profile.
+        if now is None or now.created_at != profile.created_at:
+            raise errors.ProfileNotFound
+        return queries.set_photo(profile.user_id, key, phash)
 
 
 def delete(member_id: str) -> None:

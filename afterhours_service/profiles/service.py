@@ -4,10 +4,11 @@ from typing import Any
 
 from afterhours_service.profiles import queries
 from afterhours_service.profiles.queries import Profile
-from afterhours_service.stores.connection import transaction
+from afterhours_service.stores.connection import retried, transaction
 from afterhours_service.web import errors, gate
 
 
+@retried
 def create(member_id: str, description: str | None) -> Profile:
     """Make the member's profile.
 

@@ -58,7 +58,7 @@ def transaction() -> Iterator[None]:
 def retried(use_case: Callable[P, R]) -> Callable[P, R]:
     """Repeat a use case whose transaction was rolled back for a deadlock: the host locks in an order of its own.
 
-    Raises what the last of TRIES raises.
+    Inside another transaction, that one is to be repeated. Raises what the last of TRIES raises.
     """
 
     @functools.wraps(use_case)
@@ -67,7 +67,7 @@ def retried(use_case: Callable[P, R]) -> Callable[P, R]:
             try:
                 return use_case(*args, **kwargs)
             except DBAPIError as error:
-                if not isinstance(error.orig, TransactionRollbackError):
+                if in_transaction() or not isinstance(error.orig, TransactionRollbackError):
                     raise
         return use_case(*args, **kwargs)
 

@@ -12,7 +12,7 @@ from flask.globals import app_ctx
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 from afterhours_service.config import current_settings
-from afterhours_service.stores.connection import cursor, in_transaction, take_begin
+from afterhours_service.stores.connection import cursor, in_transaction, retried, take_begin
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
@@ -51,6 +51,7 @@ class Statement(Generic[Row]):
         """Run it, and return its first row, or None. Raises as `cursor` does."""
         return next(iter(self.all(**parameters)), None)
 
+    @retried
     def run(self, **parameters: Any) -> tuple[list[Row], int]:
         """Run it, and return its rows, and how many rows it returned or changed. Raises as `cursor` does."""
         with cursor() as opened:

@@ -17,7 +17,8 @@ from psycopg2.errors import LockNotAvailable
 
 from afterhours_service.profiles import imaging
 from afterhours_service.profiles import photo as photos
-from tests.client import API, FINGERPRINT, decline, erase, start, upload, withdraw
+from afterhours_service.sessions.service import do_what_is_due
+from tests.client import API, FINGERPRINT, decline, end, erase, extend, start, upload, withdraw
 from tests.factories import Factory, bearer
 from tests.pictures import plain
 from tests.rights.rows import held
@@ -36,6 +37,16 @@ CALLS: dict[str, Call] = {
     "photo": lambda client, member: upload(client, member, plain(300)),
     "withdraw": withdraw,
     "erase": erase,
+}
+# What only one statement does, and so takes no lock of the member's first.
+ALSO: dict[str, Call] = {
+    "extend": extend,
+    "end": end,
+    "describe": lambda client, member: client.patch(
+        f"{API}/profile", json={"description": "Out tonight"}, headers=bearer(member)
+    ),
+    "delete photo": lambda client, member: client.delete(f"{API}/profile/photo", headers=bearer(member)),
+    "take back": lambda client, member: client.delete(f"{API}/declines/other", headers=bearer(member)),
 }
 pytestmark = pytest.mark.usefixtures("patience")
 
@@ -113,6 +124,37 @@ def test_the_member_is_locked_before_anything_else(
         for statement in rows:
             factory.execute(statement)
     assert sent.result(60).status_code < 500
+
+
+DEADLOCK = """
+    CREATE SEQUENCE tries;
+    CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF nextval('tries') = 1 THEN RAISE 'two wait for each other' USING ERRCODE = '40P01'; END IF; RETURN NULL;
+    END $$;
+"""
+FAIL = "CREATE TRIGGER fail AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH STATEMENT EXECUTE FUNCTION fail();"
+WRITTEN = ("users", *(f"after_hours_{name}" for name in ("sessions", "preferences", "declines", "profiles")))
+
+
+@pytest.mark.parametrize("call", [*CALLS, *ALSO])
+def test_what_a_deadlock_rolled_back_is_done_again(app: Flask, factory: Factory, call: str) -> None:
+    """The host locks in an order of its own, and two members may be each other's match by the time they wait."""
+    member = (
+        live_member(factory) if call not in ("start", "create profile") else factory.member(profile=call == "start")
+    )
+    if call == "create preferences":
+        factory.execute("DELETE FROM after_hours_preferences")
+    factory.execute(DEADLOCK + "".join(map(FAIL.format, WRITTEN)))
+    response = (CALLS | ALSO)[call](app.test_client(), member)
+    assert response.status_code < 300, response.text
+    assert factory.execute("SELECT last_value FROM tries")[0].last_value > 1
+
+
+def test_an_expiry_that_a_deadlock_rolled_back_is_done_again(app: Flask, factory: Factory) -> None:
+    factory.session(factory.member(), left=-1)
+    factory.execute(DEADLOCK + FAIL.format("after_hours_sessions"))
+    with app.app_context():
+        assert do_what_is_due().ended == 1
 
 
 def test_an_erasure_locks_a_session_before_what_hangs_on_it(
