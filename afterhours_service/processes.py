@@ -9,7 +9,6 @@ from afterhours_service.jobs.jobs import MATCHING_QUEUE, QUEUES
 from afterhours_service.jobs.scheduler import Periodic, run_scheduler
 from afterhours_service.jobs.timers import MATCHING, RECONCILIATION
 from afterhours_service.jobs.worker import run_worker
-from afterhours_service.live.server import run_gateway
 from afterhours_service.matching import jobs as matching
 from afterhours_service.server.master import run_api
 from afterhours_service.sessions import jobs as sessions
@@ -53,4 +52,7 @@ def live() -> None:
     """Run a live gateway until SIGTERM or SIGINT. Raises SettingsError."""
     parser = argparse.ArgumentParser(description="Deliver events to members' phones. Any number may run.")
     parser.parse_args()
+    # Imported here: Socket.IO and its server take 0.1 s and 10 MB that no other process needs.
+    from afterhours_service.live.server import run_gateway  # noqa: PLC0415
+
     run_gateway(create_app())
