@@ -6,7 +6,7 @@ index, and made by `judge`, which locks both members and asks every rule again.
 
 import uuid
 from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     BindParameter,
     ColumnElement,
+    DateTime,
     Double,
     Interval,
     Select,
@@ -36,6 +37,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    tuple_,
     union,
     union_all,
     update,
@@ -146,6 +148,14 @@ class Waiting(NamedTuple):
     user_id: str
     session_id: uuid.UUID
     now: datetime
+
+
+class _Ended(NamedTuple):
+    """How many matches a statement ended, and the last that it looked at."""
+
+    ended: int
+    due_at: datetime
+    id: uuid.UUID
 
 
 class Census(NamedTuple):
@@ -569,7 +579,11 @@ def _free(*conditions: ColumnElement[bool], first: SQLColumnExpression[Any] = Se
 
 
 def _end_forbidden() -> Any:
-    """Return a statement that ends the live matches of members who may not be shown to each other any more."""
+    """Return a statement that ends the live matches of members who may not be shown to each other any more.
+
+    It looks at `batch` matches, in the order of the index of those that are not over, and returns how many it ended
+    and the last that it looked at.
+    """
 
     def may_be_shown(member_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
         allowed = exists(User.id).where(
@@ -580,8 +594,12 @@ def _end_forbidden() -> Any:
 
     blocked = _is_blocked()
     forbidden = or_(blocked, ~may_be_shown(Match.user_id_1), ~may_be_shown(Match.user_id_2))
-    found = select(Match.id).where(Match.due_at.is_not(None), Match.live(STATEMENT_NOW), forbidden).limit(_BATCH)
-    return (
+    place = tuple_(Match.due_at, Match.id)
+    after = tuple_(cast(bindparam("after_due"), DateTime(timezone=True)), cast(bindparam("after_id"), Uuid))
+    page = select(Match.due_at, Match.id).where(Match.due_at.is_not(None), place > after).order_by(*place).limit(_BATCH)
+    looked_at = page.cte("looked_at").prefix_with("MATERIALIZED")
+    found = select(Match.id).where(Match.id.in_(select(looked_at.c.id)), Match.live(STATEMENT_NOW), forbidden)
+    ended = (
         update(Match)
         .where(Match.id == any_(func.array(found.with_for_update(skip_locked=True, key_share=True).scalar_subquery())))
         .values(
@@ -590,7 +608,12 @@ def _end_forbidden() -> Any:
                 Match.end_reason: case((blocked, literal_column("'blocked'")), else_=literal_column("'barred'")),
             }
         )
+        .returning(Match.id)
+        .cte("ended")
     )
+    count = select(func.count()).select_from(ended).scalar_subquery()
+    last = select(looked_at).order_by(looked_at.c.due_at.desc(), looked_at.c.id.desc()).limit(_ONE).subquery()
+    return select(count.label("ended"), last.c.due_at, last.c.id)
 
 
 _waits = Search.match_id.is_(None)
@@ -702,7 +725,7 @@ _INSERT_MISSING: Statement[Any] = Statement(_select_missing(), before=_PLAN_EACH
 _DELETE_LEFT: Statement[Any] = Statement(
     delete(Search).where(Search.user_id == any_(_free(~_has_live_session))), before=_PLAN_EACH_TIME
 )
-_END_FORBIDDEN: Statement[Any] = Statement(_end_forbidden(), before=_PLAN_EACH_TIME)
+_END_FORBIDDEN: Statement[Any] = Statement(_end_forbidden(), _Ended, before=_PLAN_EACH_TIME)
 _is_going_on = exists(Match.id).where(Match.id == Search.match_id, Match.ended_at.is_(None), Match.due_at.is_not(None))
 _RELEASE: Statement[Any] = Statement(
     update(Search)
@@ -863,8 +886,16 @@ def delete_left(batch: int) -> int:
 
 
 def end_forbidden(batch: int) -> int:
-    """End up to `batch` live matches of members who may not be shown to each other any more; return how many."""
-    return _END_FORBIDDEN.run(batch=batch)[1]
+    """End the live matches of members who may not be shown to each other any more, and return how many.
+
+    Each statement looks at up to `batch` matches. One that is answered meanwhile may have to wait for the next time.
+    """
+    page: _Ended | None = _Ended(0, datetime.min.replace(tzinfo=UTC), uuid.UUID(int=0))
+    total = 0
+    while page:
+        total += page.ended
+        page = _END_FORBIDDEN.first(after_due=page.due_at, after_id=page.id, batch=batch)
+    return total
 
 
 def release(batch: int) -> int:

@@ -139,7 +139,7 @@ def look() -> dict[str, int]:
         counts = {
             "left": _repeat(queries.delete_left),
             "missing": _repeat(lambda batch: queries.insert_missing(batch, first_look)),
-            "forbidden": _repeat(queries.end_forbidden),
+            "forbidden": queries.end_forbidden(CHUNK),
             "released": _repeat(queries.release),
             "again": queries.look_again(LOOKED_AGAIN, length(WAITED_LONG_MINUTES, settings.minute_seconds)),
         }

@@ -12,7 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from afterhours_service.matching import rules
+from afterhours_service.matching import rounds, rules
 from afterhours_service.sessions import service as sessions
 from tests.client import API, answer_match, current, end, erase, extend, failure, moment, seen, withdraw
 from tests.factories import Factory, bearer, scheduled
@@ -373,6 +373,19 @@ def test_lost_premium_ends_a_match_at_the_next_look(
     assert (found.lives, found.declined_by, found.end_reason) == (False, None, "barred")
     assert told(events(), "match_expired") == sorted([(pair.one, "match_expired"), (pair.other, "match_expired")])
     assert_apart(app, factory, pair)
+
+
+@pytest.mark.parametrize("due", ["due_at", "now() + interval '1 minute'"], ids=["one by one", "at once"])
+def test_a_look_goes_through_all_matches_some_at_a_time(
+    app: Flask, factory: Factory, monkeypatch: pytest.MonkeyPatch, due: str
+) -> None:
+    monkeypatch.setattr(rounds, "CHUNK", 2)
+    pairs = [matched(app, factory) for _ in range(6)]
+    factory.execute(f"UPDATE after_hours_matches SET due_at = {due}")
+    for pair in pairs[3:]:
+        factory.execute("UPDATE users SET id_verified = false WHERE id = %s", pair.other)
+    look(app)
+    assert [row(factory, pair.match).lives for pair in pairs] == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize("blocks_first", [True, False], ids=["one", "other"])
