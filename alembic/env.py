@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 import afterhours_service
 from afterhours_service import create_app
-from afterhours_service.config import SettingsError
+from afterhours_service.config import SettingsError, current_settings
 from afterhours_service.monitoring.health import VERSION_TABLE
 from afterhours_service.stores.database import db
 from alembic import context
@@ -71,7 +71,15 @@ def connect() -> Connection:
 
 
 def run() -> None:
-    """Migrate, each migration in its own transaction; one process at a time."""
+    """Migrate, each migration in its own transaction; one process at a time.
+
+    Raises CommandError where PgBouncer shares connections: the lock and the settings would stay on one that others get.
+    """
+    if not current_settings().database_prepare:
+        raise CommandError(
+            "DATABASE_PREPARE=false says that connections are shared, and a migration needs one of its own: "
+            "let DATABASE_URL lead to PostgreSQL itself, and set DATABASE_PREPARE=true"
+        )
     lock_timeout = context.get_x_argument(as_dictionary=True).get("lock_timeout", LOCK_TIMEOUT)
     with connect() as connection:
         try:

@@ -293,6 +293,16 @@ def test_without_a_database_a_migration_says_so_in_a_sentence(command: tuple[str
     assert "connection to server" in said
 
 
+@pytest.mark.parametrize("command", [("flask", "--app", "afterhours_service", "db", "upgrade"), ("alembic", "current")])
+def test_a_migration_does_not_run_on_connections_that_are_shared(database_url: str, command: tuple[str, ...]) -> None:
+    env = environ(database_url, DATABASE_PREPARE="false")
+    done = subprocess.run(command, check=False, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    said = done.stdout + done.stderr
+    assert done.returncode not in {0, None}
+    assert "Traceback" not in said
+    assert "a migration needs one of its own" in said
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_before_the_migration_a_command_says_so_in_a_sentence(
     make_app: Callable[..., Flask], make_database: Callable[..., str], words: list[str]
