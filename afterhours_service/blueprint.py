@@ -2,6 +2,7 @@
 
 from flask import request
 
+from afterhours_service.config import current_settings
 from afterhours_service.discovery.routes import blueprint as discovery
 from afterhours_service.matching.routes import blueprint as matching
 from afterhours_service.preferences.routes import blueprint as preferences
@@ -38,15 +39,17 @@ after_hours.register_blueprint(preferences)
 after_hours.register_blueprint(discovery)
 after_hours.register_blueprint(matching)
 after_hours.register_blueprint(rights)
-limits.apply_to(after_hours, own=LEAVING)
 
 
 @after_hours.before_request
 def check() -> None:
-    """Authenticate requests for leaving; send all others through the gate."""
+    """Count the request against its limit. Authenticate requests for leaving; send all others through the gate."""
     if request.endpoint in LEAVING:
+        limits.count(LEAVING[request.endpoint])
         gate.authenticate()
-    elif request.endpoint in ASKING_THEMSELVES and request.method != "OPTIONS":  # which Flask answers without the view
+        return
+    limits.count(current_settings().ratelimit_default, scope="member")
+    if request.endpoint in ASKING_THEMSELVES and request.method != "OPTIONS":  # which Flask answers without the view
         gate.leave_to_the_view()
     else:
         gate.admit()

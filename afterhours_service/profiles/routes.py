@@ -5,11 +5,11 @@ from typing import Any
 from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from afterhours_service.config import current_settings
 from afterhours_service.profiles import photo, schemas, service
 from afterhours_service.profiles.queries import Profile
-from afterhours_service.web import errors
+from afterhours_service.web import errors, limits
 from afterhours_service.web.gate import current_member_id
-from afterhours_service.web.limits import photo_limit
 from afterhours_service.web.schemas import Blueprint
 
 blueprint = Blueprint("profile", __name__, url_prefix="/profile", description="What a member shows at night")
@@ -52,9 +52,9 @@ def update_profile(body: dict[str, Any]) -> dict[str, Any]:
     errors.ProfileNotFound,
     errors.StorageUnavailable,
 )
-@photo_limit
 def upload_photo() -> dict[str, Any]:
     """Set my photo: multipart, field `photo`, at most 10 MB; JPEG, PNG, WebP, HEIC or HEIF."""
+    limits.count(current_settings().ratelimit_photo)
     request.max_content_length = photo.MAX_REQUEST_BYTES
     if (request.content_length or 0) > photo.MAX_REQUEST_BYTES:
         raise errors.FileTooLarge

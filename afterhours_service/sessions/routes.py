@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from afterhours_service.config import current_settings
 from afterhours_service.places.blur import Point
 from afterhours_service.sessions import schemas, service
-from afterhours_service.web import errors
+from afterhours_service.web import errors, limits
 from afterhours_service.web.gate import current_member_id
-from afterhours_service.web.limits import start_limit
 from afterhours_service.web.schemas import Blueprint
 
 blueprint = Blueprint("sessions", __name__, url_prefix="/session", description="Go live, extend, end")
@@ -16,9 +16,9 @@ blueprint = Blueprint("sessions", __name__, url_prefix="/session", description="
 @blueprint.arguments(schemas.StartSchema)
 @blueprint.response(201, schemas.StartResponse)
 @blueprint.fails(errors.ProfileRequired, errors.SessionAlreadyActive)
-@start_limit
 def start_session(body: dict[str, Any]) -> dict[str, Any]:
     """Go live at a place for 15, 30 or 60 minutes."""
+    limits.count(current_settings().ratelimit_start)
     place = Point(body["latitude"], body["longitude"])
     session = service.start(current_member_id(), body["duration"], place, body["device_fingerprint"])
     return {"session": {**session._asdict(), "duration_minutes": body["duration"]}}

@@ -1,17 +1,21 @@
-"""Rate limits per member: Flask-Limiter on Redis. While Redis is away, nobody is limited."""
+"""Rate limits per member: the library `limits`, on Redis. While Redis is away, nobody is limited."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, TypeVar
 
-from flask import Blueprint, Flask, Response, request
-from flask_limiter import Limiter, RateLimitExceeded
-from flask_limiter.constants import ConfigVars
+from flask import Flask, Response, current_app, request
+from limits import parse_many
 from limits.storage import RedisStorage
+from limits.strategies import FixedWindowRateLimiter
 
-from afterhours_service.config import Settings, current_settings
+from afterhours_service.config import Settings
 from afterhours_service.stores.redis import is_redis_away, redis_failed
 from afterhours_service.web import errors, gate
 from afterhours_service.web.gate import current_member_id
+
+T = TypeVar("T", int, float)
 
 
 class FailOpenStorage(RedisStorage):
@@ -27,8 +31,15 @@ class FailOpenStorage(RedisStorage):
         """Return the sum of `key`."""
         return _or_zero(lambda: super(FailOpenStorage, self).get(key))
 
+    def get_expiry(self, key: str) -> float:
+        """Return when `key` expires, in seconds since the epoch."""
+        return _or_zero(lambda: super(FailOpenStorage, self).get_expiry(key))
 
-def _or_zero(command: Callable[[], int]) -> int:
+
+_parse = cache(parse_many)
+
+
+def _or_zero(command: Callable[[], T]) -> T | Literal[0]:
     if is_redis_away():
         return 0
     try:
@@ -38,41 +49,40 @@ def _or_zero(command: Callable[[], int]) -> int:
         return 0
 
 
-limiter = Limiter(key_func=current_member_id)
-photo_limit = limiter.limit(lambda: current_settings().ratelimit_photo, override_defaults=False)
-start_limit = limiter.limit(lambda: current_settings().ratelimit_start, override_defaults=False)
+class LimitExceeded(Exception):
+    """The member has asked too often; `reset_at` is when they may again, in seconds since the epoch."""
+
+    def __init__(self, reset_at: float) -> None:
+        super().__init__("too many requests")
+        self.reset_at = reset_at
 
 
-def apply_to(blueprint: Blueprint, own: Mapping[str, str]) -> None:
-    """Give all routes of the blueprint one shared limit per member, checked before the gate queries the database.
+def count(limit: str, scope: str | None = None) -> None:
+    """Count a request of the member's. Raises LimitExceeded, which answers with RateLimited or a failure of the gate.
 
-    own: endpoints with a limit of their own instead of the shared one.
+    limit: such as `10 per hour`, or several of them, separated by semicolons. scope: what shares it; by default, the
+    route has it alone.
     """
-    limiter.shared_limit(
-        lambda: own.get(request.endpoint or "", current_settings().ratelimit_default),
-        scope=lambda endpoint: endpoint if endpoint in own else "member",
-    )(blueprint)
+    limiter: FixedWindowRateLimiter | None = current_app.extensions["after_hours_limits"]
+    if limiter is None:
+        return
+    for item in _parse(limit):
+        counted = "after-hours", current_member_id(), scope or str(request.endpoint)
+        if not limiter.hit(item, *counted):
+            raise LimitExceeded(limiter.get_window_stats(item, *counted).reset_time)
 
 
 def init_app(app: Flask, settings: Settings) -> None:
     """Set up the limits."""
-    app.config.update(
-        {
-            ConfigVars.ENABLED: settings.ratelimit_enabled,
-            ConfigVars.STORAGE_URI: "after-hours://",
-            ConfigVars.STORAGE_OPTIONS: {"connection_pool": app.extensions["after_hours_redis"].connection_pool},
-            ConfigVars.KEY_PREFIX: "after-hours",
-        }
-    )
-    limiter.init_app(app)
-    app.register_error_handler(RateLimitExceeded, _render)
+    storage = FailOpenStorage("after-hours://", connection_pool=app.extensions["after_hours_redis"].connection_pool)
+    app.extensions["after_hours_limits"] = FixedWindowRateLimiter(storage) if settings.ratelimit_enabled else None
+    app.register_error_handler(LimitExceeded, _render)
 
 
-def _render(_error: RateLimitExceeded) -> Response:
+def _render(error: LimitExceeded) -> Response:
     try:
         gate.settle()
-    except errors.AppError as error:  # who is not admitted is told that; a handler must not raise
-        return errors.render(error)
-    limit = limiter.current_limit
-    seconds = max(1, int(limit.reset_at - time.time())) if limit else 60
+    except errors.AppError as refusal:  # who is not admitted is told that; a handler must not raise
+        return errors.render(refusal)
+    seconds = max(1, int(error.reset_at - time.time()))
     return errors.render(errors.RateLimited(), {"Retry-After": str(seconds)})
