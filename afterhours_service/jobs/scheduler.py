@@ -4,16 +4,18 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
+import psycopg2
 from crontab import CronTab
 from flask import Flask
 from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job, JobStatus
 from rq_scheduler import Scheduler as RqScheduler
-from sqlalchemy import Engine, NullPool, create_engine, text
+from sqlalchemy import Engine, NullPool, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterhours_service.config import Settings
@@ -22,7 +24,7 @@ from afterhours_service.jobs.jobs import FAILURE_SECONDS, JOB_TIMEOUT_SECONDS, M
 from afterhours_service.jobs.timers import CHUNK, SCHEDULED, is_timer
 from afterhours_service.stores.database import connect_args
 from afterhours_service.stores.redis import RECONNECT_SECONDS, WORKER_TIMEOUT_SECONDS, connect
-from afterhours_service.stores.servers import find_primary
+from afterhours_service.stores.servers import ask, find_primary
 from afterhours_service.telemetry import metrics
 from afterhours_service.telemetry.log import get_logger
 
@@ -333,9 +335,9 @@ def seconds_behind(engine: Engine) -> float | None:
     This clock is read after the answer arrives: the result is too small rather than too large, and no timer is early.
     """
     try:
-        with engine.connect() as connection:
-            theirs: float = connection.execute(text("SELECT extract(epoch FROM clock_timestamp())::float")).scalar_one()
+        with closing(engine.raw_connection()) as connection:
+            theirs = float(ask(connection.dbapi_connection, "SELECT extract(epoch FROM clock_timestamp())"))
             return theirs - time.time()
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, psycopg2.Error) as error:
         logger.warning("database away", error=type(error).__name__)
         return None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     BindParameter,
     Boolean,
+    MappingResult,
     RowMapping,
     Select,
     Text,
@@ -40,6 +41,7 @@ from afterhours_service.sessions.models import (
 from afterhours_service.stores.database import db
 from afterhours_service.stores.host import Match, User, has_messages, is_matched
 from afterhours_service.stores.statements import Statement
+from afterhours_service.stores.watch import Awaiting
 
 
 class Consent(NamedTuple):
@@ -262,11 +264,25 @@ def export(member_id: str) -> Iterator[tuple[str, Iterator[Sequence[RowMapping]]
     it needs the app's context for the first table only. Raises DBAPIError and TimeoutError.
     """
     with db.engine.connect() as connection:
-        # Not as an option of SQLAlchemy's, which the connection would keep traces of.
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        driver: Any = connection.connection.dbapi_connection
+        with Awaiting(driver):
+            # Not as an option of SQLAlchemy's, which the connection would keep traces of.
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         connection.execution_options(stream_results=True)
         for name, statement in _EXPORTS.items():
-            yield name, connection.execute(statement, {"member_id": member_id}).mappings().partitions(_PAGE)
+            with Awaiting(driver):
+                found = connection.execute(statement, {"member_id": member_id}).mappings()
+            yield name, _pages(found, driver)
+
+
+def _pages(found: MappingResult, driver: Any) -> Iterator[Sequence[RowMapping]]:
+    pages = found.partitions(_PAGE)
+    while True:
+        with Awaiting(driver):
+            page = next(pages, None)
+        if page is None:
+            return
+        yield page
 
 
 class Erased(NamedTuple):

@@ -110,7 +110,9 @@ def cursor() -> Iterator[psycopg2.extensions.cursor]:
         except psycopg2.Error as error:
             dialect: Any = db.engine.dialect
             # psycopg2 does not always notice that a connection is lost.
-            if isinstance(error, _STALE) or is_lost(error) or dialect.is_disconnect(error, driver, None):
+            if isinstance(error, _STALE):
+                driver.close()
+            elif is_lost(error) or dialect.is_disconnect(error, driver, None):
                 driver.close()
                 current_app.extensions["after_hours_servers"].doubt()
             if error.pgcode == READ_ONLY:

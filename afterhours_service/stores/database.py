@@ -89,5 +89,8 @@ def replace_closed_connections(engine: Engine, servers: Servers) -> None:
     def check(connection: Any, *_: Any) -> None:
         idle = select.poll()
         idle.register(connection, select.POLLIN)
-        if connection.closed or idle.poll(0) or not servers.is_current(connection):
+        if connection.closed or idle.poll(0):
+            servers.doubt()
+            raise DisconnectionError
+        if not servers.is_current(connection):
             raise DisconnectionError

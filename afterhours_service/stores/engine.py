@@ -59,5 +59,6 @@ def _dispose_in_children(app: Flask) -> None:
         if parent := reference():
             with parent.app_context():
                 db.engine.dispose(close=False)
+            parent.extensions["after_hours_servers"].begin_anew()
 
     os.register_at_fork(after_in_child=dispose)

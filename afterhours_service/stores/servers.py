@@ -1,15 +1,21 @@
 """Which of several hosts is the primary: connections go to that one (docs/decisions/0019)."""
 
+import os
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import psycopg2
+from psycopg2.errors import ObjectNotInPrerequisiteState
 from sqlalchemy import Engine, event
 
 # How long a connection may take to be made until other threads no longer try the same, in seconds.
 PATIENCE_SECONDS = 2.0
+
+ANSWER_SECONDS = 3.0  # that a server has to answer `ask`
 
 
 class Server(NamedTuple):
@@ -34,6 +40,8 @@ class Servers:
         self._current: Server | None = None
         self._timeline = 0  # the latest that was seen
         self._is_sure = False
+        self._doubts = 0  # so far
+        self._lock = threading.Lock()
         self._trying: dict[int, float] = {}  # since when each thread is, by time.monotonic()
         self._silent_until = 0.0  # time.monotonic()
 
@@ -42,9 +50,9 @@ class Servers:
         now, thread = time.monotonic(), threading.get_ident()
         if now < self._silent_until or any(now - since > PATIENCE_SECONDS for since in [*self._trying.values()]):
             raise psycopg2.OperationalError("no server answers")
-        self._trying[thread] = now
         servers = _servers(parameters)
         try:
+            self._trying[thread] = now
             if len(servers) == 1:
                 return _connect(dialect, arguments, parameters)
             return self._primary(lambda it: _connect(dialect, arguments, parameters | it._asdict()), servers)
@@ -53,10 +61,17 @@ class Servers:
                 self._silent_until = time.monotonic() + 1
             raise
         finally:
-            del self._trying[thread]
+            self._trying.pop(thread, None)
+
+    def begin_anew(self) -> None:
+        """Forget the threads that are connecting: those of a parent process are not in its child."""
+        self._trying.clear()
+        self._silent_until = 0.0
+        self._lock = threading.Lock()
 
     def doubt(self) -> None:
         """Note that the primary may have been replaced: the next connection is made after a look at all servers."""
+        self._doubts += 1
         self._is_sure = False
 
     def is_current(self, connection: Any) -> bool:
@@ -66,6 +81,7 @@ class Servers:
     def _primary(self, connect: Callable[[Server], Any], servers: list[Server]) -> Any:
         """Return a connection to the primary. Raises psycopg2.Error."""
         best: tuple[int, Server, Any] | None = None
+        doubts = self._doubts
         failure: psycopg2.Error = psycopg2.OperationalError("only a former primary accepts writes")
         for server in sorted(servers, key=lambda server: server != self._current):
             try:
@@ -73,6 +89,9 @@ class Servers:
                 timeline = _timeline(connection)
             except psycopg2.Error as error:
                 failure = error
+                if server == self._current:
+                    self.doubt()
+                    doubts = self._doubts
                 continue
             if best and timeline <= best[0]:
                 connection.close()
@@ -82,10 +101,11 @@ class Servers:
             best = timeline, server, connection
             if self._is_sure and timeline >= self._timeline:
                 break
-        if best and best[0] >= self._timeline:
-            self._timeline, self._current, connection = best
-            self._is_sure = True
-            return connection
+        with self._lock:
+            if best and best[0] >= self._timeline:
+                self._timeline, self._current, connection = best
+                self._is_sure = doubts == self._doubts
+                return connection
         if best:
             best[2].close()
         raise failure
@@ -117,27 +137,63 @@ def _connect(dialect: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
             raise
         # PgBouncer repeats what it heard of its server before that was promoted. So ask the server.
         connection = dialect.connect(*arguments, **parameters)
-        if _ask(connection, "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"):
+        try:
+            is_read_only = ask(
+                connection, "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"
+            )
+        except psycopg2.Error:
+            connection.close()
+            raise
+        if is_read_only:
             connection.close()
             raise
         return connection
 
 
 def _timeline(connection: Any) -> int:
-    """Return the number of the promotion that made the server a primary; 1 where it does not tell."""
+    """Return the number of the promotion that made the server a primary; 1 where it may not tell.
+
+    Raises psycopg2.Error for a server that does not answer, and closes the connection.
+    """
     try:
-        return int(_ask(connection, "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"), 16)
-    except psycopg2.Error:  # a managed service may refuse it
-        return 1
+        return int(ask(connection, "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"), 16)
+    except (psycopg2.ProgrammingError, psycopg2.NotSupportedError, ObjectNotInPrerequisiteState):
+        return 1  # a managed service refuses it; or the URL allows a standby
+    except psycopg2.Error:
+        connection.close()
+        raise
 
 
-def _ask(connection: Any, question: str) -> Any:
-    """Return the only value that a query returns, and leave no transaction."""
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(question)
-            [(value,)] = cursor.fetchall()
-        return value
-    finally:
-        if not connection.closed:
-            connection.rollback()
+def ask(connection: Any, question: str) -> Any:
+    """Return the only value that a query on a new connection returns, and leave no transaction.
+
+    Raises psycopg2.Error, also for a server that is silent for ANSWER_SECONDS: it accepted the connection, so no
+    timeout of libpq's would end the wait.
+    """
+    with _given_up_after(ANSWER_SECONDS, connection):
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(question)
+                [(value,)] = cursor.fetchall()
+            return value
+        finally:
+            if not connection.closed:
+                connection.rollback()
+
+
+@contextmanager
+def _given_up_after(seconds: float, connection: Any) -> Iterator[None]:
+    """Shut the connection's socket down if the block lasts longer."""
+
+    def shut_down() -> None:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        timer = threading.Timer(seconds, shut_down)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()

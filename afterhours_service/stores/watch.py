@@ -30,6 +30,15 @@ _lock = threading.Lock()
 _waiting: dict[int, tuple[float, psycopg2.extensions.connection]] = {}  # by thread; since: by time.monotonic()
 
 
+def _begin_anew() -> None:
+    """Forget, in a child process, what threads of its parent wait for; let go of the lock that was taken to fork."""
+    _waiting.clear()
+    _lock.release()
+
+
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_begin_anew)
+
+
 class Awaiting:
     """Notes, for as long as the block lasts, that this thread waits for a server's answer."""
 
@@ -72,6 +81,7 @@ class Watch:
                 driver.autocommit = False
             except psycopg2.Error as error:
                 connection.invalidate(error)
+                self._servers.doubt()
                 raise
 
     def look(self) -> None:
