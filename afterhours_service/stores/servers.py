@@ -42,6 +42,7 @@ class Servers:
         self._is_sure = False
         self._doubts = 0  # so far
         self._lock = threading.Lock()
+        self.on_answer: Callable[[], None] = lambda: None  # called when one that accepts writes has answered
         self._trying: dict[int, float] = {}  # since when each thread is, by time.monotonic()
         self._silent_until = 0.0  # time.monotonic()
 
@@ -93,6 +94,7 @@ class Servers:
                     self.doubt()
                     doubts = self._doubts
                 continue
+            self.on_answer()
             if best and timeline <= best[0]:
                 connection.close()
                 continue

@@ -63,6 +63,7 @@ class Watch:
     def __init__(self, engine: Engine, servers: Servers) -> None:
         self._engine, self._servers = engine, servers
         self._looks: int | None = None  # since the server was asked; None: it has answered
+        servers.on_answer = self._note_answer
 
     def start(self) -> None:
         """Begin, in threads that end with the process."""
@@ -73,6 +74,7 @@ class Watch:
         """Ask. Raises psycopg2.Error, also when the server was given up meanwhile."""
         self._looks = 0  # before connecting: a server that is silent to who connects is as silent
         with closing(self._engine.raw_connection()) as connection:
+            self._looks = 0  # again: connecting may have taken long for another host, which is lost
             driver = cast("psycopg2.extensions.connection", connection.dbapi_connection)
             try:
                 driver.autocommit = True
@@ -106,12 +108,15 @@ class Watch:
             self._servers.doubt()
             self._engine.dispose()
 
+    def _note_answer(self) -> None:
+        self._looks = None
+
     def _ask_on(self) -> None:
         while True:
             time.sleep(ASK_SECONDS)
             with suppress(Exception):  # who needs the database says what is wrong with it
                 self.ask()
-            self._looks = None
+            self._note_answer()
 
     def _look_on(self) -> None:
         while True:

@@ -11,8 +11,10 @@ from flask import Flask
 from psycopg2.errors import InsufficientPrivilege, ProtocolViolation
 
 from afterhours_service.stores import servers as module
+from afterhours_service.stores import watch
 from afterhours_service.stores.database import db
 from afterhours_service.stores.servers import Server, Servers, ask
+from afterhours_service.stores.watch import Watch
 
 A, B = Server("a", "5432"), Server("b", "5432")
 BOTH = {"host": "a,b", "target_session_attrs": "any"}
@@ -104,6 +106,27 @@ def test_a_primary_that_was_away_is_not_taken_back_without_a_look_at_the_others(
         primary(servers, dialect)
     dialect.answers |= {"a": 1, "b": 2}
     assert primary(servers, dialect) == B
+
+
+def test_who_waits_for_a_lost_standby_does_not_take_the_primary_for_silent(
+    app: Flask, dialect: Dialect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with app.app_context():
+        servers, pool = Servers(), db.engine.pool
+        guard, connect = Watch(db.engine, servers), dialect.connect
+        guard._looks = 0  # it connects in order to ask
+
+        def slow(host: str, port: str, **given: Any) -> Connection:
+            for _ in range(int(2 * watch.SILENCE_SECONDS / watch.LOOK_SECONDS) * (host == "b")):
+                guard.look()
+            return connect(host, port, **given)
+
+        monkeypatch.setattr(dialect, "connect", slow)
+        assert primary(servers, dialect) == A
+        assert db.engine.pool is pool
+        dialect.asked.clear()
+        assert primary(servers, dialect) == A
+        assert dialect.asked == ["a"]
 
 
 def test_a_doubt_during_a_look_counts(dialect: Dialect, monkeypatch: pytest.MonkeyPatch) -> None:
