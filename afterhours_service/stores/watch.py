@@ -1,7 +1,8 @@
 """Notices a database server that is connected and silent, which no timeout of its own would end.
 
 TCP keeps a connection to a process that stands still, and the server that would cancel a statement is the one that is
-silent. So each process asks it something every half second. Nor does a server cancel a commit that waits for a standby.
+silent. So processes that serve members or run jobs ask it something every half second. Nor does a server cancel
+a commit that waits for a standby.
 """
 
 import os
